@@ -1,0 +1,270 @@
+"""CMT: Convolutional Neural Networks Meet Vision Transformers (arXiv 2107.06263, CVPR 2022).
+
+Follows the paper and, where they differ, the official code (github.com/ggjy/CMT.pytorch, cmt.py),
+whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
+tokens (N, H W, C) are two views of one memory.
+"""
+from typing import Mapping, Optional, Sequence, Tuple, Union
+
+import torch.nn.functional as F
+from mmengine.model.weight_init import kaiming_init, trunc_normal_init
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+import torch
+
+from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates)
+from .relative_bias import BiasFactors, RelativeBias, attention
+
+# Table 1. The table's R of XS, 3.8, is 3.77 in the official code (its author: "really 3.77").
+# `pretrain_img_size` is the resolution of the ImageNet training, whose grid the bias tables have.
+ARCHS = dict(
+    tiny=dict(stem_channels=16, embed_dims=(46, 92, 184, 368), depths=(2, 2, 10, 2),
+              mlp_ratio=3.6, pretrain_img_size=160),
+    xsmall=dict(stem_channels=16, embed_dims=(52, 104, 208, 416), depths=(3, 3, 12, 3),
+                mlp_ratio=3.77, pretrain_img_size=192),
+    small=dict(stem_channels=32, embed_dims=(64, 128, 256, 512), depths=(3, 3, 16, 3),
+               mlp_ratio=4, pretrain_img_size=224),
+    base=dict(stem_channels=38, embed_dims=(76, 152, 304, 608), depths=(4, 4, 20, 4),
+              mlp_ratio=4, pretrain_img_size=256),
+)
+STRIDES = (4, 8, 16, 32)
+NUM_HEADS = (1, 2, 4, 8)
+REDUCTIONS = (8, 4, 2, 1)  # of keys and values, k in the paper; k times the stride is always 32
+
+
+@MODELS.register_module()
+class CMT(Backbone):
+    """CMT as a backbone of detectors and segmentors, for images of any size.
+
+    Args:
+        arch (str | dict): ``'tiny'``, ``'xsmall'``, ``'small'``, ``'base'``, or a dict with the keys
+            ``stem_channels``, ``embed_dims``, ``depths``, ``mlp_ratio`` and ``pretrain_img_size``.
+        out_indices (Sequence[int]): The stages whose maps are returned, of 0 to 3. Stages after
+            the last one are not built.
+        drop_path_rate (float): Stochastic depth of the last block; earlier ones have less.
+        bias_interpolation (str): ``'geometric'`` or ``'flat'``, how the position bias is resized;
+            see :class:`~cmt_backbones.relative_bias.RelativeBias`.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        norm_cfg (dict): ``dict(type='BN')`` or ``dict(type='SyncBN')``; ``requires_grad=False``
+            freezes scales and offsets. The LayerNorms of the paper stay.
+        norm_eval (bool): Keep all BatchNorms in eval mode, for batches too small for statistics.
+        with_cp (bool): Recompute blocks in the backward pass, for memory.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: an official
+            classifier, or a checkpoint of ours.
+
+    Example:
+        >>> CMT('tiny')(torch.rand(1, 3, 800, 1280))[-1].shape
+        torch.Size([1, 368, 25, 40])
+    """
+
+    def __init__(self,
+                 arch: Union[str, Mapping] = 'small',
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.1,
+                 bias_interpolation: str = 'geometric',
+                 frozen_stages: int = -1,
+                 norm_cfg: Mapping = dict(type='BN'),
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        self.arch = check_arch(choose_arch(arch, ARCHS))
+        self.embed_dims = tuple(self.arch['embed_dims'])
+        rates = drop_path_rates(drop_path_rate, self.arch['depths'])
+
+        self.stem = Stem(self.arch['stem_channels'], norm_cfg)
+        self.stages = nn.ModuleList()
+        channels = self.arch['stem_channels']
+        for i in range(self.out_indices[-1] + 1):
+            grid = self.arch['pretrain_img_size'] // STRIDES[i]
+            self.stages.append(
+                Stage(channels, self.embed_dims[i], rates[i], NUM_HEADS[i], REDUCTIONS[i],
+                      self.arch['mlp_ratio'], grid, bias_interpolation, norm_cfg))
+            channels = self.embed_dims[i]
+        self.apply(init_module)
+        self.freeze()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Maps of the chosen stages.
+
+        Args:
+            x (Tensor): Images (N, 3, H, W), H and W of at least 32.
+
+        Returns:
+            tuple[Tensor]: For each of ``out_indices`` a contiguous (N, C_i, ceil(H / s_i),
+            ceil(W / s_i)), s_i of 4, 8, 16, 32.
+
+        Raises:
+            ValueError: If x has another shape.
+        """
+        check_image(x)
+        height, width = x.shape[2:]
+        # Every grid then divides by the next one and by the reductions. Detectors and segmentors
+        # mostly pad so anyway; what the padding adds at the border is cut off below.
+        x = F.pad(x, (0, -width % 32, 0, -height % 32))
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, C, H/2, W/2)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x, self.run_block)  # (N, C_i, H/s_i, W/s_i)
+            if i in self.out_indices:
+                out = x[..., :-(-height // STRIDES[i]), :-(-width // STRIDES[i])]
+                # RoIAlign reads wrong values from any other layout.
+                outs.append(out.contiguous(memory_format=torch.contiguous_format))
+        return tuple(outs)
+
+    def stem_and_stages(self):
+        return [[self.stem]] + [[stage] for stage in self.stages]
+
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions, the first with stride 2 (section 3.1)."""
+
+    def __init__(self, channels: int, norm_cfg: Mapping) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for i in range(3):
+            self.layers.extend([
+                nn.Conv2d(channels if i else 3, channels, 3, stride=1 if i else 2, padding=1),
+                nn.GELU(),
+                batch_norm(channels, norm_cfg),
+            ])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Stage(nn.Module):
+    """Patch aggregation, a bias table that all blocks share, and the blocks."""
+
+    def __init__(self, in_channels: int, channels: int, rates: Sequence[float], num_heads: int,
+                 reduction: int, mlp_ratio: float, native_grid: int, bias_interpolation: str,
+                 norm_cfg: Mapping) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.patch_aggregation = nn.Conv2d(in_channels, channels, 2, stride=2)
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.relative_bias = RelativeBias(num_heads, (native_grid, ) * 2,
+                                          (native_grid // reduction, ) * 2, bias_interpolation)
+        self.blocks = nn.ModuleList(
+            Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg) for rate in rates)
+
+    def forward(self, x: Tensor, run_block) -> Tensor:
+        x = self.patch_aggregation(x)
+        height, width = x.shape[2:]
+        x = to_map(self.norm(to_tokens(x)), height, width)
+        bias = self.relative_bias((height, width),
+                                  (height // self.reduction, width // self.reduction))
+        for block in self.blocks:
+            x = run_block(block, x, *bias)
+        return x
+
+
+class Block(nn.Module):
+    """Local perception unit, lightweight attention, inverted residual FFN (section 3.2)."""
+
+    def __init__(self, channels: int, num_heads: int, reduction: int, mlp_ratio: float,
+                 drop_path_rate: float, norm_cfg: Mapping) -> None:
+        super().__init__()
+        self.lpu = depthwise(channels)
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = LightweightAttention(channels, num_heads, reduction, norm_cfg)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor, bias_query: Tensor, bias_key: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = to_tokens(x + self.lpu(x))  # (N, H W, C)
+        attended = self.attn(self.norm1(x), (height, width), BiasFactors(bias_query, bias_key))
+        x = x + self.drop_path(attended)
+        transformed = self.ffn(to_map(self.norm2(x), height, width))
+        return to_map(x, height, width) + self.drop_path(transformed)
+
+
+class LightweightAttention(nn.Module):
+    """Attention whose keys and values come from a map that is `reduction` times smaller.
+
+    As the official code has it, one depthwise convolution reduces for keys and values alike
+    (the text of the paper writes two), with a BatchNorm behind it.
+    """
+
+    def __init__(self, channels: int, num_heads: int, reduction: int, norm_cfg: Mapping) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.reduce = nn.Identity() if reduction == 1 else nn.Sequential(
+            nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels),
+            batch_norm(channels, norm_cfg))
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, grid: Tuple[int, int], bias: BiasFactors) -> Tensor:
+        reduced = to_tokens(self.reduce(to_map(x, *grid)))  # (N, m, C)
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, n, d)
+        kv = self.kv(reduced).unflatten(2, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each (N, heads, m, d)
+        return self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))  # (N, n, C)
+
+
+class IRFFN(nn.Module):
+    """Inverted residual FFN: expand, a depthwise convolution with its own shortcut, project."""
+
+    def __init__(self, channels: int, hidden: int, norm_cfg: Mapping) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, hidden, 1)
+        self.norm1 = batch_norm(hidden, norm_cfg)
+        self.dwconv = depthwise(hidden)
+        self.norm2 = batch_norm(hidden, norm_cfg)
+        self.project = nn.Conv2d(hidden, channels, 1)
+        self.norm3 = batch_norm(channels, norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(F.gelu(self.expand(x)))
+        x = self.norm2(F.gelu(x + self.dwconv(x)))
+        return self.norm3(self.project(x))
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H W, C); a view where x is channels-last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, height: int, width: int) -> Tensor:
+    """(N, H W, C) -> (N, C, H, W) channels-last; a view."""
+    return x.transpose(1, 2).unflatten(2, (height, width))
+
+
+def depthwise(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+
+def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:
+    """The BatchNorm that an OpenMMLab ``norm_cfg`` describes."""
+    settings = dict(norm_cfg)
+    kinds = dict(BN=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
+    kind, trained = settings.pop('type', None), settings.pop('requires_grad', True)
+    if kind not in kinds:
+        raise ValueError(f"norm_cfg['type'] must be 'BN' or 'SyncBN', not {kind!r}: the weights of "
+                         'CMT belong to BatchNorm, and without it CMT does not converge (Table 5)')
+    return kinds[kind](channels, **settings).requires_grad_(trained)
+
+
+def init_module(module: nn.Module) -> None:
+    """The initialisation of the official code."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_init(module, std=.02)
+    elif isinstance(module, nn.Conv2d):
+        kaiming_init(module, mode='fan_out')
+
+
+def check_arch(arch: dict) -> dict:
+    """Raises ValueError for settings that cannot be built."""
+    dims, depths, size = arch['embed_dims'], arch['depths'], arch['pretrain_img_size']
+    if len(dims) != NUM_STAGES or any(d % h for d, h in zip(dims, NUM_HEADS)):
+        raise ValueError(f"arch['embed_dims'] must be {NUM_STAGES} widths that divide by their heads "
+                         f'{NUM_HEADS}, not {dims!r}')
+    if len(depths) != NUM_STAGES or any(d < 1 for d in depths):
+        raise ValueError(f"arch['depths'] must be {NUM_STAGES} numbers of blocks, not {depths!r}")
+    if size < 32 or size % 32:
+        raise ValueError(f"arch['pretrain_img_size'] must be a multiple of 32, not {size!r}")
+    return arch
