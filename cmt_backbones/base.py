@@ -75,19 +75,17 @@ class Backbone(BaseModule):
 
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Normalises with batch statistics as before, but counts the batch into no running average.
+    """Leaves the running averages of BatchNorms as they were.
 
     A checkpointed block runs twice on a batch, which must be counted once.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    tracked = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     try:
         yield
     finally:
-        for norm, value in zip(norms, tracked):
-            norm.track_running_stats = value
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 class DropPath(nn.Module):

@@ -115,6 +115,14 @@ class CMT(Backbone):
     def stem_and_stages(self):
         return [[self.stem]] + [[stage] for stage in self.stages]
 
+    def num_layers(self, decay_type: str) -> int:
+        """The layer of the last stage; see :mod:`cmt_backbones.layer_decay`."""
+        return num_layers(self.arch['depths'], decay_type)
+
+    def layer_of(self, name: str, decay_type: str) -> int:
+        """The layer of a parameter; see :mod:`cmt_backbones.layer_decay`."""
+        return layer_of(name, self.arch['depths'], decay_type)
+
 
 class Stem(nn.Module):
     """Three 3x3 convolutions, the first with stride 2 (section 3.1)."""
@@ -268,3 +276,30 @@ def check_arch(arch: dict) -> dict:
     if size < 32 or size % 32:
         raise ValueError(f"arch['pretrain_img_size'] must be a multiple of 32, not {size!r}")
     return arch
+
+
+def num_layers(depths: Sequence[int], decay_type: str) -> int:
+    """The layer of the last stage, which the other stages count up to."""
+    return 3 if decay_type == 'stage_wise' else 2 + -(-depths[2] // 3)
+
+
+def layer_of(name: str, depths: Sequence[int], decay_type: str) -> int:
+    """The layer of a parameter, after the rules of ConvNeXt; CMT's own recipes have none.
+
+    Stage-wise, each stage is a layer. Layer-wise, every three blocks of the third stage are one.
+    The stem lies with the first stage, a patch aggregation with the block that it feeds, and a bias
+    table with the first of the blocks that share it.
+
+    Args:
+        name (str): The parameter's name within the backbone.
+        depths (Sequence[int]): The blocks of each stage.
+        decay_type (str): ``'layer_wise'`` or ``'stage_wise'``.
+    """
+    kind, *rest = name.split('.')
+    if kind not in ('stem', 'stages'):  # what a subclass adds behind the stages
+        return num_layers(depths, decay_type) + 1
+    stage = int(rest[0]) if kind == 'stages' else 0
+    if decay_type == 'stage_wise' or stage < 2:
+        return stage
+    block = int(rest[2]) if rest[1] == 'blocks' else 0
+    return 2 + block // 3 if stage == 2 else num_layers(depths, decay_type)

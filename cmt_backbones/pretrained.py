@@ -279,20 +279,21 @@ def read_safetensors(path: Path):
         raise ValueError(f'the file is damaged or no safetensors file ({error})') from None
 
 
-def read_torch(path: Path):
+def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu'):
     """What ``torch.save`` wrote, with an :class:`Inert` in the place of all that is no weight.
 
     Training checkpoints hold more than tensors (an argparse Namespace, mmengine's HistoryBuffers),
-    which ``weights_only=True`` refuses. Their classes are neither imported nor called here.
+    which ``weights_only=True`` refuses. Their classes are neither imported nor called here, but for
+    those in `restored`, by the name that the file has for them.
     """
     try:
         beside = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not the zip format; plain weights_only says whether it is the older one
         beside = []
-    stand_ins = [(type('Inert', (Inert, ), {}), name) for name in beside]
+    allowed = [(restored.get(name, type('Inert', (Inert, ), {})), name) for name in beside]
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError('the file is damaged, no checkpoint of PyTorch, or holds code '

@@ -104,7 +104,8 @@ def geometric_factors(table: Tensor, native: Tuple[Grid, Grid],
     factor = torch.einsum('ra,habm->hrbm', rows, table.unflatten(1, query0))
     factor = torch.einsum('cb,hrbm->hrcm', columns, factor)
     rows, columns = (bicubic_matrix(key0[i], key[i], table) for i in (0, 1))
-    return BiasFactors(factor.flatten(1, 2), torch.kron(rows, columns))
+    key_factor = torch.einsum('ra,cb->rcab', rows, columns)
+    return BiasFactors(factor.flatten(1, 2), key_factor.flatten(2).flatten(0, 1))
 
 
 def flat_factors(table: Tensor, n: int, m: int) -> BiasFactors:

@@ -1,6 +1,13 @@
 """CMT against the official numbers, and what a detector may rely on."""
+import itertools
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import golden_numbers
 from cmt_backbones import CMT
@@ -40,3 +47,178 @@ def test_outputs_and_gradients_are_the_official_ones(arch, name):
     assert held and held <= set(grads)
     for key in held:
         assert golden_numbers.error(golden, f'grad/{key}', grads[key]) < 2e-5, key
+
+
+SMALL = dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=2,
+             pretrain_img_size=64)
+sizes = st.integers(32, 400)
+all_out_indices = [c for k in range(1, 5) for c in itertools.combinations(range(4), k)]
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    return CMT(SMALL, **kwargs)
+
+
+@settings(max_examples=40)
+@given(sizes, sizes, st.sampled_from(all_out_indices), st.sampled_from(['geometric', 'flat']))
+def test_any_size_gives_maps_at_the_strides(height, width, out_indices, interpolation):
+    model = small(out_indices=out_indices, bias_interpolation=interpolation).eval()
+    x = torch.randn(1, 3, height, width)
+    with torch.no_grad():
+        outs = model(x)
+        padded = model(F.pad(x, (0, -width % 32, 0, -height % 32)))
+    assert len(outs) == len(out_indices)
+    for i, out, whole in zip(out_indices, outs, padded):
+        stride = (4, 8, 16, 32)[i]
+        rows, columns = math.ceil(height / stride), math.ceil(width / stride)
+        assert out.shape == (1, SMALL['embed_dims'][i], rows, columns)
+        assert out.is_contiguous() and out.isfinite().all()
+        assert torch.equal(out, whole[..., :rows, :columns])
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 5), sizes, sizes)
+def test_an_image_does_not_depend_on_its_batch(batch, height, width):
+    model, x = small().eval(), torch.randn(batch, 3, height // 2 + 32, width // 2 + 32)
+    with torch.no_grad():
+        for together, alone in zip(model(x), zip(*(model(image[None]) for image in x))):
+            assert (together - torch.cat(alone)).norm() < 1e-5 * together.norm()
+
+
+@settings(max_examples=15)
+@given(sizes, sizes, sizes, sizes)
+def test_nothing_is_kept_between_forwards(h1, w1, h2, w2):
+    model, a, b = small().eval(), torch.randn(1, 3, h1, w1), torch.randn(1, 3, h2, w2)
+    with torch.no_grad():
+        first, _, second = model(a), model(b), model(a)
+    assert all(torch.equal(x, y) for x, y in zip(first, second))
+
+
+@pytest.mark.parametrize('out_indices', all_out_indices)
+def test_every_parameter_gets_a_gradient(out_indices):
+    model = small(out_indices=out_indices)
+    whole = small()
+    x = torch.randn(2, 3, 70, 90)
+    outs = model(x)
+    sum(out.square().sum() for out in outs).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    # and the maps are those of the whole backbone
+    state = {k: v for k, v in whole.state_dict().items() if k in model.state_dict()}
+    model.load_state_dict(state)
+    with torch.no_grad():
+        expected = whole.eval()(x)
+        assert all(torch.equal(out, expected[i]) for out, i in zip(model.eval()(x), out_indices))
+
+
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_parts_stay_frozen(frozen_stages):
+    model = small(frozen_stages=frozen_stages, drop_path_rate=0).train()
+    frozen = [model.stem, *model.stages][:frozen_stages + 1]
+    trained = [model.stem, *model.stages][frozen_stages + 1:]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    out = sum(out.square().sum() for out in model(torch.randn(2, 3, 64, 64)))
+    if trained:
+        out.backward()
+    for part in frozen:
+        assert not any(m.training for m in part.modules())
+        assert all(p.grad is None and not p.requires_grad for p in part.parameters())
+    for part in trained:
+        assert all(m.training for m in part.modules())
+        assert all(p.grad is not None for p in part.parameters())
+    names = {id(buffer): name for name, buffer in model.named_buffers()}
+    for part, moved in [(p, False) for p in frozen] + [(p, True) for p in trained]:
+        for buffer in part.buffers():
+            changed = not torch.equal(buffer, before[names[id(buffer)]])
+            assert changed == moved, names[id(buffer)]
+
+
+def step(model, x):
+    torch.manual_seed(1)  # drop path
+    outs = model(x)
+    sum(out.square().mean() for out in outs).backward()
+    return outs, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(drop_path_rate=.5), dict(norm_eval=True), dict(frozen_stages=2)],
+                         ids=str)
+def test_checkpointing_changes_nothing(kwargs):
+    x = torch.randn(2, 3, 64, 96)
+    plain, checkpointed = small(**kwargs), small(**kwargs, with_cp=True)
+    (outs, grads), (outs_cp, grads_cp) = step(plain.train(), x), step(checkpointed.train(), x)
+    assert all(torch.equal(a, b) for a, b in zip(outs, outs_cp))
+    assert grads.keys() == grads_cp.keys()
+    assert all(torch.allclose(grads[k], grads_cp[k], rtol=1e-5, atol=1e-7) for k in grads)
+    state, state_cp = plain.state_dict(), checkpointed.state_dict()
+    assert all(torch.equal(state[k], state_cp[k]) for k in state)  # running averages count a batch once
+
+
+def test_norm_options():
+    norms = [m for m in small(norm_cfg=dict(type='SyncBN', momentum=.01)).modules() if isinstance(m, _BatchNorm)]
+    assert norms and all(isinstance(m, torch.nn.SyncBatchNorm) and m.momentum == .01 for m in norms)
+    norms = [m for m in small(norm_cfg=dict(type='BN', requires_grad=False)).modules() if isinstance(m, _BatchNorm)]
+    assert norms and not any(p.requires_grad for m in norms for p in m.parameters())
+    model = small(norm_eval=True).train()
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    assert norms and not any(m.training for m in norms) and model.training
+
+
+def test_channels_last_and_other_layouts_give_the_same():
+    model, x = small().eval(), torch.randn(2, 3, 66, 100)
+    with torch.no_grad():
+        for other in (x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT):
+            for a, b in zip(model(x), model(other)):
+                assert torch.equal(a, b) and b.is_contiguous()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_is_finite_and_close(dtype):
+    model, x = small(drop_path_rate=0), torch.randn(2, 3, 96, 160)
+    expected = model(x)
+    with torch.autocast('cpu', dtype=dtype):
+        outs = model(x)
+        sum(out.float().square().mean() for out in outs).backward()
+    for out, want in zip(outs, expected):
+        assert (out - want).norm() / want.norm() < (0.1 if dtype == torch.bfloat16 else 0.02)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(arch='huge'), r"arch must be one of \['base', 'small', 'tiny', 'xsmall'\].*'huge'"),
+    (dict(arch=dict(SMALL, deep=1)), r"unknown \['deep'\]"),
+    (dict(arch={}), r"a dict without \['depths', 'embed_dims'"),
+    (dict(arch=dict(SMALL, embed_dims=(4, 9, 16, 32))), r'divide by their heads \(1, 2, 4, 8\)'),
+    (dict(arch=dict(SMALL, depths=(1, 1, 1))), '4 numbers of blocks'),
+    (dict(arch=dict(SMALL, pretrain_img_size=100)), 'multiple of 32, not 100'),
+    (dict(out_indices=()), r'out_indices must be ascending stage numbers from 0 to 3'),
+    (dict(out_indices=(0, 4)), r'not \(0, 4\)'),
+    (dict(out_indices=(2, 1)), r'not \(2, 1\)'),
+    (dict(out_indices=(-1, )), r'not \(-1,\)'),
+    (dict(out_indices=3), 'not 3'),
+    (dict(frozen_stages=5), 'frozen_stages must be -1.*not 5'),
+    (dict(norm_cfg=dict(type='GN')), r"must be 'BN' or 'SyncBN', not 'GN'"),
+    (dict(drop_path_rate=1.), r'must be in \[0, 1\), not 1.0'),
+    (dict(bias_interpolation='bilinear'), "'geometric' or 'flat'"),
+])
+def test_impossible_options(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        CMT(**{'arch': SMALL, **kwargs})
+
+
+@pytest.mark.parametrize('shape, message', [
+    ((1, 3, 31, 64), r'at least 32 pixels.*got 31x64'),
+    ((1, 3, 64, 8), r'got 64x8'),
+    ((1, 4, 64, 64), r'shape \(N, 3, H, W\), got \(1, 4, 64, 64\)'),
+    ((3, 64, 64), r'got \(3, 64, 64\)'),
+])
+def test_impossible_images(shape, message):
+    with pytest.raises(ValueError, match=message):
+        small()(torch.zeros(shape))
+
+
+def test_other_scopes_find_it():
+    import mmdet.registry
+    import mmseg.registry
+    for registry in (mmdet.registry.MODELS, mmseg.registry.MODELS):
+        model = registry.build(dict(type='CMT', arch='tiny', out_indices=(1, 2)))
+        assert isinstance(model, CMT) and len(model.stages) == 3

@@ -1,0 +1,215 @@
+"""What the versions of OpenMMLab's packages need from us; nothing else works around them.
+
+Each part names the version and the fault, so that it can go when the fault does.
+"""
+import logging
+import os
+import random
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import mmengine
+import numpy as np
+import torch
+import torch.distributed
+from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import HOOKS, MODEL_WRAPPERS
+from mmengine.runner import CheckpointLoader
+from mmengine.utils import is_installed
+
+from .pretrained import download, read_torch
+
+# ---------------------------------------------------------------------------- checkpoints
+# mmengine 0.10.7 calls torch.load plainly. From torch 2.6 on this refuses its own checkpoints, whose
+# message hub holds more than tensors; and from an URL it still unpickles anything.
+
+
+def history_method(owner: Any, name: str) -> Any:
+    """Stands for the `getattr` in a pickled HistoryBuffer, which names its statistics by it."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise ValueError(f'a checkpoint asks for the attribute {name!r} of {owner!r}')
+    return getattr(owner, name)
+
+
+def objects_of_a_run() -> dict:
+    """What may be restored from a training checkpoint beside tensors, by the name in the pickle."""
+    restored = {
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'builtins.getattr': history_method,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+    }
+    for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # NumPy 1 and 2
+        restored[f'{core}.scalar'] = np._core.multiarray.scalar
+        restored[f'{core}._reconstruct'] = np._core.multiarray._reconstruct
+    for code in '?bhilqBHILQefdgU':
+        kind = type(np.dtype(code))
+        restored[f'numpy.dtypes.{kind.__name__}'] = kind
+    return restored
+
+
+def load_from_disk(filename: str, map_location: Any = None) -> Any:
+    """Reads a checkpoint for mmengine: tensors and what a run keeps beside them, never code."""
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'{filename} cannot be found')
+    try:
+        return read_torch(path, objects_of_a_run(), map_location)
+    except ValueError as error:
+        raise ValueError(f'cannot load {filename!r}: {error}') from None
+
+
+def load_from_web(filename: str, map_location: Any = None) -> Any:
+    return load_from_disk(str(download(filename)), map_location)
+
+
+def register() -> None:
+    """What importing the package sets up."""
+    CheckpointLoader.register_scheme('', load_from_disk, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)
+    # mmengine finds `package::config` through a fixed table of packages.
+    MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones')
+    if not is_installed('mmsegmentation'):  # onedl-mmsegmentation, which the table does not know
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+# ---------------------------------------------------------------------------- randomness
+
+
+@HOOKS.register_module()
+class ResumableRandomness(Hook):
+    """Makes a resumed run draw the random numbers that it would have drawn had it not stopped.
+
+    mmengine restores weights, optimizer and schedule, but neither the random state of the model
+    (drop path, dropout) nor that of the data workers. Here both are functions of the run's seed,
+    the rank and how far the run is, so there is no state to restore.
+    """
+
+    def before_train(self, runner) -> None:
+        # A sampler built before the seed of the checkpoint was known has drawn one of its own.
+        sampler = runner.train_dataloader.sampler
+        if hasattr(sampler, 'seed'):
+            sampler.seed = runner.seed
+
+    def before_train_epoch(self, runner) -> None:
+        loader = runner.train_dataloader
+        if loader.num_workers == 0 or runner.train_loop.__class__.__name__ == 'IterBasedTrainLoop':
+            return  # an iteration-based loop replays its batches, and with them its workers
+        loader._iterator = None  # workers that persist would carry their state over the epochs
+        loader.worker_init_fn = SeededWorkers(runner.seed, get_rank(), runner.epoch)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        seed_everything(runner.seed, get_rank(), runner.iter)
+
+
+class SeededWorkers:
+    """A ``worker_init_fn`` that gives every worker of every rank and epoch its own stream."""
+
+    def __init__(self, *stream: int) -> None:
+        self.stream = stream
+
+    def __call__(self, worker_id: int) -> None:
+        seed_everything(*self.stream, worker_id)
+
+
+def seed_everything(*stream: int) -> None:
+    """Seeds Python, NumPy and PyTorch by a hash of some integers."""
+    seed, = np.random.SeedSequence([*map(abs, stream)]).generate_state(1)
+    random.seed(int(seed))
+    np.random.seed(int(seed))
+    torch.manual_seed(int(seed))
+
+
+# ---------------------------------------------------------------------------- processes on CPUs
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper for modules on CPUs: no device ids, and no SyncBN, which needs GPUs."""
+
+    def __init__(self, module, **kwargs) -> None:
+        super().__init__(revert_sync_batchnorm(module), device_ids=None, broadcast_buffers=False, **kwargs)
+
+
+def prepare_cpu_processes(cfg: Config) -> None:
+    """Lets several processes without GPUs train or test together over gloo.
+
+    mmengine's own start calls ``torch.cuda.set_device``; it leaves out a process group that is there.
+    """
+    if cfg.launcher != 'pytorch':
+        raise ValueError(f'there is no GPU here, and without GPUs only the pytorch launcher works, not '
+                         f'{cfg.launcher}: use tools/dist_train.sh or tools/dist_test.sh')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    cfg.model_wrapper_cfg = dict(type='CPUDistributedDataParallel',
+                                 find_unused_parameters=cfg.get('find_unused_parameters', False))
+
+
+# ---------------------------------------------------------------------------- tools
+
+
+def load_config(args: SimpleNamespace) -> Config:
+    """The config of a command of tools/, after the options that train and test share."""
+    if not is_installed('setuptools') or not _has_pkg_resources():
+        raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
+                         'pip install "setuptools<81"')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        prepare_cpu_processes(cfg)
+    return cfg
+
+
+def _has_pkg_resources() -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            import pkg_resources  # noqa: F401
+    except ImportError:
+        # Fixed on mmengine's main branch and in onedl-mmengine.
+        return tuple(map(int, mmengine.__version__.split('.')[:3])) > (0, 10, 7)
+    return True
+
+
+def use_tta(cfg: Config) -> None:
+    """Makes a config test with the augmentations of its `tta_pipeline`.
+
+    Detectors without one are tested as they are and flipped, as mmdet's own test.py does.
+    """
+    if cfg.default_scope == 'mmdet' and 'tta_pipeline' not in cfg:
+        print_log('the config has no tta_pipeline: testing plain and flipped', 'current', logging.WARNING)
+        cfg.tta_model = dict(type='DetTTAModel',
+                             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        pack = deepcopy(cfg.test_dataloader.dataset.pipeline[-1])
+        pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                          'flip_direction')
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
+        cfg.tta_pipeline = [*cfg.test_dataloader.dataset.pipeline[:-1],
+                            dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def show_predictions(cfg: Config, folder: Optional[str]) -> None:
+    """Makes a test draw its predictions into a folder."""
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise ValueError("--show-dir needs a visualization hook in the config's default_hooks, such "
+                         "as dict(type='DetVisualizationHook')")
+    hook.draw = True
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = folder
+    else:
+        cfg.visualizer.save_dir = folder

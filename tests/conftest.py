@@ -1,0 +1,11 @@
+import os
+
+import torch
+from hypothesis import settings
+
+# Real examples, the same ones in every run, without a deadline on shared machines.
+settings.register_profile('suite', deadline=None, derandomize=True, print_blob=True)
+settings.load_profile('suite')
+
+os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
+torch.manual_seed(0)

@@ -1,0 +1,116 @@
+"""The factors against the matrix that they stand for."""
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmt_backbones.relative_bias import BiasFactors, RelativeBias, attention, bicubic_matrix
+
+sides = st.integers(1, 12)
+grids = st.tuples(sides, sides)
+
+
+def whole(bias: RelativeBias, query_grid, key_grid):
+    """The resized table by PyTorch's own 2-D resizes, queries first, then keys."""
+    table = bias.table
+    heads, n0, m0 = table.shape
+    n, m = query_grid[0] * query_grid[1], key_grid[0] * key_grid[1]
+    if bias.interpolation == 'flat':
+        return F.interpolate(table[None], size=(n, m), mode='bicubic', align_corners=False)[0]
+    table = table.reshape(heads, *bias.query_grid, m0).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=query_grid, mode='bicubic', align_corners=False)
+    table = table.reshape(heads, *bias.key_grid, n).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=key_grid, mode='bicubic', align_corners=False)
+    return table.reshape(heads, n, m)
+
+
+def relative_error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@given(grids, grids, grids, grids, st.sampled_from(['geometric', 'flat']))
+def test_factors_are_the_resized_table(native_q, native_k, query_grid, key_grid, interpolation):
+    bias = RelativeBias(2, native_q, native_k, interpolation)
+    factors = bias(query_grid, key_grid)
+    assert factors.query.shape == (2, query_grid[0] * query_grid[1], bias.table.shape[2])
+    assert relative_error(factors.query @ factors.key.T, whole(bias, query_grid, key_grid)) < 1e-5
+
+
+@pytest.mark.parametrize('interpolation', ['geometric', 'flat'])
+def test_native_grid_is_not_resized(interpolation):
+    bias = RelativeBias(2, (6, 4), (3, 2), interpolation)
+    factors = bias((6, 4), (3, 2))
+    assert torch.equal(factors.query, bias.table)
+    assert torch.equal(factors.key, torch.eye(6))
+
+
+def test_flat_mixes_up_columns_and_geometric_does_not():
+    """A bias that depends on the key's column alone must still do so on another grid."""
+    for interpolation, bound in [('geometric', 0.98), ('flat', 0.6)]:
+        bias = RelativeBias(1, (7, 7), (7, 7), interpolation)
+        columns = torch.linspace(-1, 1, 7)
+        bias.table.data = columns.repeat(7).expand(1, 49, 49).clone()
+        factors = bias((25, 40), (25, 40))
+        expected = torch.linspace(-1, 1, 40).repeat(25).expand(1000, 1000)
+        got = (factors.query @ factors.key.T)[0]
+        correlation = torch.corrcoef(torch.stack([got.flatten(), expected.flatten()]))[0, 1]
+        assert correlation > bound if interpolation == 'geometric' else correlation < bound
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), grids, st.integers(1, 10))
+def test_attention_and_its_gradients_are_those_with_the_whole_bias(batch, heads, d, query_grid, m):
+    n, m0 = query_grid[0] * query_grid[1], 6
+    factors = BiasFactors(torch.randn(heads, n, m0, dtype=torch.double),
+                          torch.randn(m, m0, dtype=torch.double))
+    q, k, v = (torch.randn(batch, heads, length, d, dtype=torch.double) for length in (n, m, m))
+    inputs = [x.requires_grad_() for x in (q, k, v, *factors)]
+    out = attention(q, k, v, factors)
+    expected = torch.softmax(q @ k.mT / d**.5 + factors.query @ factors.key.T, dim=-1) @ v
+    assert relative_error(out, expected) < 1e-12
+    probe = torch.randn_like(out)
+    for got, want in zip(torch.autograd.grad((out * probe).sum(), inputs),
+                         torch.autograd.grad((expected * probe).sum(), inputs)):
+        assert torch.allclose(got, want, rtol=1e-9, atol=1e-10)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def test_nothing_of_size_n_by_m_is_made():
+    bias = RelativeBias(1, (8, 8), (2, 2))
+    query_grid, key_grid = (48, 64), (24, 32)
+    n, m, d = 48 * 64, 24 * 32, 12
+    q, k, v = (torch.randn(1, 1, length, d, requires_grad=True) for length in (n, m, m))
+    with LargestTensor() as largest:
+        attention(q, k, v, bias(query_grid, key_grid)).square().sum().backward()
+    assert bias.table.grad.abs().sum() > 0
+    assert largest.elements <= n * 8 * 8  # the rows of the resize; the widened heads are fewer
+    assert n * m > 10 * largest.elements
+
+
+@given(st.integers(1, 30), st.integers(1, 90))
+def test_bicubic_matrix_keeps_constants(size_in, size_out):
+    matrix = bicubic_matrix(size_in, size_out, torch.zeros(()))
+    assert matrix.shape == (size_out, size_in)
+    assert torch.allclose(matrix.sum(1), torch.ones(size_out), atol=1e-5)
+    if size_in == size_out:
+        assert torch.equal(matrix, torch.eye(size_in))
+
+
+def test_unknown_interpolation():
+    with pytest.raises(ValueError, match="must be 'geometric' or 'flat', not 'bilinear'"):
+        RelativeBias(1, (2, 2), (1, 1), 'bilinear')

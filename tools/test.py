@@ -1,0 +1,50 @@
+"""Evaluates a checkpoint: `python tools/test.py CONFIG CHECKPOINT`, or tools/dist_test.sh for many GPUs."""
+import argparse
+import os
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from cmt_backbones import openmmlab
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Evaluates a detector or segmentor')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='where logs and metrics go; work_dirs/<config> by default')
+    parser.add_argument('--out', help='where predictions go: a .pkl file for a detector, a folder of '
+                        'label maps for a segmentor')
+    parser.add_argument('--show-dir', help='draw the predictions into this folder')
+    parser.add_argument('--tta', action='store_true', help='average over flips (and scales, for segmentors)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='changes to the config, such as test_dataloader.batch_size=4')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main():
+    args = parse_args()
+    cfg = openmmlab.load_config(args)
+    cfg.load_from = args.checkpoint
+    detector = cfg.default_scope == 'mmdet'
+    if args.out and detector and not args.out.endswith(('.pkl', '.pickle')):
+        raise SystemExit(f'--out of a detector is a .pkl file, not {args.out}')
+    if args.out and not detector:
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    if args.show_dir:
+        openmmlab.show_predictions(cfg, args.show_dir)
+    if args.tta:
+        openmmlab.use_tta(cfg)
+    runner = Runner.from_cfg(cfg)
+    if args.out and detector:
+        from mmdet.evaluation import DumpDetResults
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
