@@ -110,7 +110,7 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> List[List[float]]:
     """Rates that grow linearly from 0 at the first block to `rate` at the last, by stage."""
     if not 0 <= rate < 1:
         raise ValueError(f'drop_path_rate must be in [0, 1), not {rate!r}')
-    return [r.tolist() for r in torch.linspace(0, rate, sum(depths)).split(list(depths))]
+    return [r.tolist() for r in torch.linspace(0, rate, sum(depths), device='cpu').split(list(depths))]
 
 
 def choose_arch(arch: Union[str, Mapping], known: Mapping[str, dict]) -> dict:

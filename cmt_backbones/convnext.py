@@ -173,7 +173,7 @@ class GRN(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The squares of a whole map add up to more than fp16 holds.
+        # In fp16 the norm of a whole map overflows where its values are still far from it.
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)  # (N, 1, 1, C)
         response = norm / (norm.mean(-1, keepdim=True) + 1e-6)
@@ -231,14 +231,14 @@ def layer_of(name: str, depths: Sequence[int], decay_type: str) -> int:
         depths (Sequence[int]): The blocks of each stage.
         decay_type (str): ``'layer_wise'`` or ``'stage_wise'``.
     """
-    kind, number, *rest = name.split('.')
+    kind, *rest = name.split('.')
     last = num_layers(depths)
-    if kind not in ('downsample_layers', 'stages'):  # the output norms learn like the heads
+    if kind not in ('downsample_layers', 'stages'):  # such as norm0
         return last + 1
-    stage, is_block = int(number), kind == 'stages'
+    stage, is_block = int(rest[0]), kind == 'stages'
     if decay_type == 'stage_wise':
         return stage + 1 if is_block else 0
     if stage == 0:
         return 1 if is_block else 0
-    block = int(rest[0]) if is_block else 0
+    block = int(rest[1]) if is_block else 0
     return (1, 2, 3 + block // 3, last)[stage]

@@ -136,7 +136,8 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's wrapper for modules on CPUs: no device ids, and no SyncBN, which needs GPUs."""
 
     def __init__(self, module, **kwargs) -> None:
-        super().__init__(revert_sync_batchnorm(module), device_ids=None, broadcast_buffers=False, **kwargs)
+        kwargs.update(device_ids=None, broadcast_buffers=False)
+        super().__init__(revert_sync_batchnorm(module), **kwargs)
 
 
 def prepare_cpu_processes(cfg: Config) -> None:

@@ -243,7 +243,13 @@ def read_checkpoint(checkpoint: str) -> StateDict:
     Raises:
         ValueError: If the file is missing, damaged, not a checkpoint, or holds no tensors.
     """
-    path = download(checkpoint) if urlparse(checkpoint).scheme in ('http', 'https') else Path(checkpoint)
+    if urlparse(checkpoint).scheme in ('http', 'https'):
+        path = download(checkpoint)
+        try:
+            return read_checkpoint(str(path))
+        except ValueError as error:
+            raise ValueError(f'{error} (its copy is {path}; remove that to fetch it again)') from None
+    path = Path(checkpoint).expanduser()
     if not path.is_file():
         raise ValueError('there is no such file' + (', it is a folder' if path.is_dir() else ''))
     with path.open('rb') as file:

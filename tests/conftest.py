@@ -1,5 +1,7 @@
 import os
+import socket
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -9,3 +11,10 @@ settings.load_profile('suite')
 
 os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
 torch.manual_seed(0)
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]

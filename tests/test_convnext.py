@@ -52,7 +52,7 @@ def test_outputs_and_gradients_are_the_official_ones(arch):
 @pytest.mark.parametrize('arch, millions', [('large', 196.23), ('xlarge', 348.15)])
 def test_parameter_counts_of_the_large_ones(arch, millions, monkeypatch):
     # Weights without memory; the rates of the stochastic depth need some.
-    monkeypatch.setattr(convnext, 'drop_path_rates', lambda rate, depths: [[0.] * d for d in depths])
+    monkeypatch.setattr(convnext, 'drop_path_rates', lambda rate, depths: [[0] * d for d in depths])
     with torch.device('meta'):
         count = sum(p.numel() for p in ConvNeXt(arch).parameters())
     assert round(count / 1e6, 2) == millions
@@ -74,6 +74,13 @@ def test_names_are_facebooks():
     assert set(ConvNeXt(SMALL_V2).state_dict()) == without | {
         f'stages.{i}.{j}.grn.{name}' for i, depth in enumerate(SMALL['depths'])
         for j in range(depth) for name in ('gamma', 'beta')}
+
+
+@BOTH
+def test_norms_have_the_official_epsilon(arch):
+    # It shows on nearly constant pixels alone, which no golden number has.
+    norms = [m for m in ConvNeXt(arch).modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) == 4 + 5 + 4 and {norm.eps for norm in norms} == {1e-6}
 
 
 def test_initialisation_is_the_official_one():
@@ -215,13 +222,17 @@ def test_frozen_parts_stay_frozen_and_the_others_train(frozen, out_indices):
 @BOTH
 def test_checkpointing_changes_nothing(arch):
     x = torch.randn(2, 3, 64, 64)
-    results = []
+    results, calls = [], []
     for with_cp in (False, True):
         model = filled(ConvNeXt(arch, drop_path_rate=.5, with_cp=with_cp)).train()
+        ran = []
+        model.stages[2][1].dwconv.register_forward_hook(lambda *_: ran.append(1))
         torch.manual_seed(3)  # of the dropped paths
         outs = model(x)
         sum(out.square().sum() for out in outs).backward()
         results.append([*outs, *(p.grad for p in model.parameters())])
+        calls.append(len(ran))
+    assert calls == [1, 2]  # once more in the backward pass
     for plain, checkpointed in zip(*results):
         torch.testing.assert_close(checkpointed, plain)
 
@@ -254,7 +265,7 @@ def test_half_precision_holds_activations_of_a_hundred(arch):
 
 def test_response_normalisation_of_a_large_map_holds_in_half_precision():
     grn = filled(convnext.GRN(8)).eval()
-    x = 100 * torch.randn(1, 128, 128, 8)  # the sum of squares is 1.6e8 a channel
+    x = 1000 * torch.randn(1, 128, 128, 8)  # the norm of a channel is 1.3e5, fp16 ends at 6.6e4
     out = grn.half()(x.half())
     assert out.isfinite().all()
     assert relative(out, grn.float()(x)) < 2e-3

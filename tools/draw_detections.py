@@ -1,13 +1,14 @@
-"""Draws truth beside detections: `python tools/draw_detections.py CONFIG PREDICTIONS.pkl --out DIR`.
+"""Draws truth beside detections: `python tools/draw_detections.py CONFIG PREDICTIONS --out DIR`.
 
-PREDICTIONS.pkl is what `tools/test.py CONFIG CHECKPOINT --out PREDICTIONS.pkl` writes; the
-truth comes from the test data of the config. Each of the first --images images becomes
+PREDICTIONS is the file that `tools/test.py CONFIG CHECKPOINT --out FILE.pkl` writes; the truth
+comes from the test data of the config. Each of the first --images images becomes
 DIR/<name of the image>.png, and all of them together DIR/sheet.png.
 """
 import argparse
 import colorsys
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import cv2
 import matplotlib
@@ -62,6 +63,17 @@ def decode(mask, height: int, width: int) -> np.ndarray:
     return coco_mask.decode(mask).astype(bool)
 
 
+def read_predictions(path: Path) -> list[dict]:
+    """The predictions of all images, in the form of mmdet's DumpDetResults."""
+    try:
+        predictions = load(path, file_format='pkl')
+    except (UnpicklingError, EOFError, ValueError) as error:
+        raise DrawingError(f'{path} is not a whole pickle file: {error}') from None
+    if not isinstance(predictions, list) or not predictions:
+        raise DrawingError(f'{path} holds no list of predictions.')
+    return predictions
+
+
 def detections(prediction: dict, threshold: float) -> dict:
     """What a prediction of mmdet's DumpDetResults is sure of, the surest first, as `truth` has it,
     with `scores` (n,)."""
@@ -109,21 +121,40 @@ def draw(image: np.ndarray, objects: dict, classes: tuple[str, ...], title: str)
     pen = ImageDraw.Draw(picture)
     pen.text((2, 3), title, 'black', bold)
     boxes = objects['bboxes'] * scale + [0, head, 0, head]
-    low, high = [0, head], [size[0] - 1, size[1] + head - 1]
+    low, high = np.array([0, head]), np.array([size[0] - 1, size[1] + head - 1])
     for (x1, y1, x2, y2), colour in zip(boxes, colours):
         corners = np.clip([[x1, y1], [x2, y2]], low, high)
-        pen.rectangle([*corners.min(0), *corners.max(0)], outline=colour, width=2)
-    # All names after all boxes, so that none is crossed out; the surest, which comes first, on top.
-    for i in reversed(range(len(boxes))):
+        corners = np.array([corners.min(0), corners.max(0)])
+        # Black on both sides, so that a line of any colour shows on any ground.
+        pen.rectangle([*(corners[0] - 1), *(corners[1] + 1)], outline='black', width=4)
+        pen.rectangle([*corners.ravel()], outline=colour, width=2)
+    taken: list[np.ndarray] = []
+    for i, box in enumerate(boxes):  # all names after all boxes, so that none is crossed out
         text = classes[objects['labels'][i]]
         if 'scores' in objects:
             text += f" {objects['scores'][i]:.2f}"
-        text_width, text_height = pen.textlength(text, font) + 6, 17
-        x, y = np.clip(boxes[i, :2] - [0, text_height], low, np.array(high) - [text_width, text_height])
-        pen.rectangle([x, y, x + text_width, y + text_height], fill=colours[i])
+        room = np.array([pen.textlength(text, font) + 6, 17])
+        x, y = free_place(box, room, low, high - room, taken)
+        pen.rectangle([x, y, *([x, y] + room)], fill=colours[i])
         luma = np.dot(colours[i], [0.299, 0.587, 0.114])
         pen.text((x + 3, y + 1), text, 'black' if luma > 110 else 'white', font)
     return picture
+
+
+def free_place(box: np.ndarray, room: np.ndarray, low: np.ndarray, high: np.ndarray,
+               taken: list[np.ndarray]) -> np.ndarray:
+    """Where the corner (x, y) of a name of size `room` goes: around its box, within `low` and
+    `high`, and on none of the corners and sizes that are `taken`, to which it is added."""
+    (x1, y1), (x2, y2), (w, h) = box[:2], box[2:], room
+    places = [(x1, y1 - h), (x1, y2), (x2 - w, y1 - h), (x2 - w, y2), (x2, y1), (x1 - w, y1)]
+    places = np.clip(places, low, high)
+    for place in places:
+        if not any(np.all((place < t[:2] + t[2:]) & (t[:2] < place + room)) for t in taken):
+            break
+    else:
+        place = places[0]
+    taken.append(np.concatenate([place, room]))
+    return place
 
 
 def tile(pictures: list[Image.Image], columns: int) -> Image.Image:
@@ -131,7 +162,8 @@ def tile(pictures: list[Image.Image], columns: int) -> Image.Image:
     width = max(p.width for p in pictures) + GAP
     height = max(p.height for p in pictures) + GAP
     columns = min(columns, len(pictures))
-    sheet = Image.new('RGB', (columns * width - GAP, -(-len(pictures) // columns) * height - GAP), PAPER)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new('RGB', (columns * width - GAP, rows * height - GAP), PAPER)
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % columns * width, i // columns * height))
     return sheet
@@ -153,10 +185,11 @@ def draw_all(dataset, predictions: list[dict], threshold: float, out: Path) -> N
     for prediction in tqdm(predictions, 'drawing', unit='image', mininterval=1):
         if 'pred_instances' not in prediction:
             raise DrawingError('the predictions have no pred_instances: are they of a detector?')
-        info = infos.get(prediction['img_id'])
-        if info is None or Path(info['img_path']).name != Path(prediction['img_path']).name:
-            raise DrawingError(f"{prediction['img_path']} (image {prediction['img_id']}) is not in the "
-                               'test data of the config: the predictions belong to another config.')
+        name, number = prediction.get('img_path', ''), prediction.get('img_id')
+        info = infos.get(number)
+        if info is None or Path(info['img_path']).name != Path(name).name:
+            raise DrawingError(f'{name} (image {number}) is not in the test data of the config: '
+                               'the predictions belong to another one.')
         image = cv2.imread(info['img_path'])
         if image is None:
             raise DrawingError(f"{info['img_path']} cannot be read.")
@@ -191,10 +224,8 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f'draw_detections: there is no file {path}')
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
-    predictions = load(args.predictions)[:args.images]
     try:
-        if not predictions:
-            raise DrawingError(f'{args.predictions} is empty.')
+        predictions = read_predictions(args.predictions)[:args.images]
         draw_all(test_data(config), predictions, args.score_thr, args.out)
     except (DrawingError, OSError) as error:
         sys.exit(f'draw_detections: {error}')

@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
         written = make_shapes(args.out.resolve(), args.images, val, args.seed, args.size)
     except (ShapesError, OSError) as error:
         sys.exit(f'make_shapes: {error}')
-    print(f'{args.out}: {args.images} + {val} scenes', '' if written else '(were there already)')
+    print(f'{args.out}: {args.images} + {val} scenes' + (' were there already' * (not written)))
 
 
 if __name__ == '__main__':

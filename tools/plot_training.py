@@ -95,10 +95,9 @@ def read_run(work_dir: Path, metrics: str = METRICS) -> Series:
 
 def plot(runs: dict[str, Series], out: Path) -> None:
     """Draws named runs into the picture `out`."""
-    keys = {key for series in runs.values() for key in series}
-    # Loss and learning rate first, then the metrics, the shorter names (mAP before mAP_50) first.
+    keys = {key: None for series in runs.values() for key in series}  # in the order of the logs
     first = ['loss', 'lr']
-    keys = sorted(keys, key=lambda k: (first.index(k[0]) if k[0] in first else 2, len(k[0]), k))
+    keys = sorted(keys, key=lambda key: first.index(key[0]) if key[0] in first else len(first))
     columns = min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout='constrained',
@@ -138,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         names = [f'{path.parent.name}/{path.name}' for path in dirs]
     try:
         plot({n: read_run(path, args.metrics) for n, path in zip(names, dirs)}, args.out)
-    except (LogError, OSError) as error:
+    except (LogError, OSError, ValueError, re.error) as error:  # a format or REGEX that is none
         sys.exit(f'plot_training: {error}')
     print(args.out)
 
