@@ -16,7 +16,7 @@ test: setup
 	$(PY) -m pytest
 
 demo: setup
-	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 600 --seed 0
+	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 160x128
 	rm -rf $(DEMO)/retinanet_cmt_ti
 	PYTHON=$(PY) tools/dist_train.sh configs/mmdet/retinanet_cmt_ti_shapes.py 2 \
 		--work-dir $(DEMO)/retinanet_cmt_ti

@@ -122,7 +122,8 @@ class SeededWorkers:
 
 def seed_everything(*stream: int) -> None:
     """Seeds Python, NumPy and PyTorch by a hash of some integers."""
-    seed, = np.random.SeedSequence([*map(abs, stream)]).generate_state(1)
+    # With its length, since to SeedSequence (1, 2) and (1, 2, 0) are one.
+    seed, = np.random.SeedSequence([len(stream), *stream]).generate_state(1)
     random.seed(int(seed))
     np.random.seed(int(seed))
     torch.manual_seed(int(seed))

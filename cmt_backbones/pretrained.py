@@ -296,14 +296,16 @@ def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: ob
         beside = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not the zip format; plain weights_only says whether it is the older one
         beside = []
-    allowed = [(restored.get(name, type('Inert', (Inert, ), {})), name) for name in beside]
+    allowed = [(value, name) for name, value in restored.items()]
+    allowed += [(type('Inert', (Inert, ), {}), name) for name in beside if name not in restored]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        # Of PyTorch's several lines, the one that is about this file.
+        reason = str(error).split('WeightsUnpickler error:')[-1].strip().split('\n')[0][:200]
         raise ValueError('the file is damaged, no checkpoint of PyTorch, or holds code '
-                         f'({reason[0][:200]})') from None
+                         f'({reason or type(error).__name__})') from None
 
 
 class Inert:

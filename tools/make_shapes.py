@@ -1,9 +1,10 @@
 """Draws scenes worth learning: `python tools/make_shapes.py OUT --images 600 --seed 0`.
 
-Each scene holds 3 to 7 ellipses, rectangles, triangles, stars and crosses that are turned,
-textured and lit at random, cover one another and lie before a background of their kind.
-Colour and texture say nothing about the class: a detector has to learn the outline. One set
-of scenes serves detection, instance and semantic segmentation:
+Each scene holds 3 to 5 ellipses, rectangles, triangles, stars and crosses that are turned,
+textured and lit at random, cover one another and lie before a background of their kind. A
+class has its outline and a range of hues, of which backgrounds have all: with outlines alone
+a detector needs several times as long. One set of scenes serves detection, instance and
+semantic segmentation:
 
     OUT/images/{train,val}/000000.jpg
     OUT/annotations/{train,val}.json    COCO: tight boxes and polygons of what is visible
@@ -28,9 +29,9 @@ import numpy as np
 from tqdm import tqdm
 
 CLASSES = ('ellipse', 'rectangle', 'triangle', 'star', 'cross')
-VERSION = 1  # raise it when the same arguments give other pictures
-OBJECTS = (3, 7)  # per image
-MIN_SIDE, MAX_SIDE = 20, 0.66  # root of an object's area: pixels, share of the short image side
+VERSION = 3  # raise it when the same arguments give other pictures
+OBJECTS = (3, 5)  # per image
+MIN_SIDE, MAX_SIDE = 22, 0.66  # root of an object's area: pixels, share of the short image side
 INSIDE = 0.8  # of an object's area that lies within the image, at least
 VISIBLE, VISIBLE_PIXELS = 0.5, 240  # of that, what others leave uncovered, at least
 CONTRAST = 70  # RGB distance (of 441) aimed at between an object and what borders it
@@ -103,9 +104,15 @@ def lay_out(rng: np.random.Generator, height: int, width: int
     return labels, covers, ids
 
 
-def colour(rng: np.random.Generator) -> np.ndarray:
-    """A random colour (3,), float32 in BGR, 0 to 255, neither black nor white."""
-    hsv = np.float32([[[rng.uniform(0, 360), rng.uniform(0.1, 0.85), rng.uniform(0.3, 0.95)]]])
+def colour(rng: np.random.Generator, label: int | None = None) -> np.ndarray:
+    """A random colour (3,), float32 in BGR, 0 to 255, neither black nor white.
+
+    That of an object of class `label` has a hue of the class's fifth of the circle.
+    """
+    hue, saturation = rng.uniform(0, 360), rng.uniform(0.1, 0.85)
+    if label is not None:
+        hue, saturation = (label + hue / 360) * 360 / len(CLASSES), rng.uniform(0.4, 0.9)
+    hsv = np.float32([[[hue, saturation, rng.uniform(0.3, 0.95)]]])
     return 255 * cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0]
 
 
@@ -130,8 +137,12 @@ def pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return (2 * (out - low) / (high - low) - 1).astype(np.float32)
 
 
-def paint(rng: np.random.Generator, covers: list[np.ndarray]) -> np.ndarray:
-    """Paints objects, given by their coverages (H, W) from back to front: (H, W, 3), uint8, BGR."""
+def paint(rng: np.random.Generator, labels: list[int], covers: list[np.ndarray]) -> np.ndarray:
+    """Paints objects, given by classes and coverages (H, W) from back to front.
+
+    Returns:
+        np.ndarray: (H, W, 3), uint8, BGR.
+    """
     height, width = covers[0].shape
     first, second = colour(rng), colour(rng)
     # Weak patterns: a strong checker would be full of rectangles.
@@ -142,7 +153,7 @@ def paint(rng: np.random.Generator, covers: list[np.ndarray]) -> np.ndarray:
     lit = x * np.cos(turn) + y * np.sin(turn)  # (H, W), pixels towards the light
     away = np.float32([[1, 0, -depth * np.cos(turn)], [0, 1, -depth * np.sin(turn)]])
 
-    for cover in covers:
+    for label, cover in zip(labels, covers):
         inside = (cover > 0.5).astype(np.uint8)
         shadow = cv2.GaussianBlur(cv2.warpAffine(cover, away, (width, height)), None, depth)
         image *= 1 - darkness * shadow[..., None]
@@ -150,7 +161,7 @@ def paint(rng: np.random.Generator, covers: list[np.ndarray]) -> np.ndarray:
         border = image[cv2.dilate(inside, np.ones((5, 5), np.uint8)) > inside]
         best = -1.0
         for _ in range(12):
-            candidate = colour(rng)
+            candidate = colour(rng, label)
             # The fifth percentile: it has to stand out from each of the things that it borders.
             contrast = np.percentile(np.linalg.norm(border - candidate, axis=1), 5)
             if contrast > best:
@@ -207,7 +218,7 @@ def scene(rng: np.random.Generator, height: int, width: int
             bbox=[x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y],
             segmentation=polygons(ids == k)))
     classes = np.array([0] + [label + 1 for label in labels], np.uint8)
-    return paint(rng, covers), classes[ids], annotations
+    return paint(rng, labels, covers), classes[ids], annotations
 
 
 def write_split(out: Path, split: str, count: int, settings: dict) -> None:

@@ -1,0 +1,22 @@
+"""Cascade Mask R-CNN with ConvNeXt-B: 36 epochs at many scales, the official recipe.
+
+Paper (arXiv 2201.03545, table 3): 52.7 box AP, 45.6 mask AP on COCO val2017. It has 54.0 and 46.9
+from ImageNet-22K: convnext_base_22k_224.pth, lr 1e-4 and drop path 0.6. 8 GPUs x 2 images:
+
+    tools/dist_train.sh configs/mmdet/cascade_mask_rcnn_convnext_b_ms_3x.py 8
+"""
+_base_ = ['./_base_/cascade_mask_rcnn_convnext.py', './_base_/coco_inst_ms_crop_3x.py']
+
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_base_1k_224.pth'
+model = dict(
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.7,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+    neck=dict(in_channels=[128, 256, 512, 1024]))
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    optimizer=dict(lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise', num_layers=12))

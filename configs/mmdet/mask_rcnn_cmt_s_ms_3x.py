@@ -1,0 +1,17 @@
+"""Mask R-CNN with CMT-S: 36 epochs at short sides of 480 to 800, otherwise the recipe of PVT.
+
+No published result. 8 GPUs x 2 images:
+
+    tools/dist_train.sh configs/mmdet/mask_rcnn_cmt_s_ms_3x.py 8
+"""
+_base_ = ['./_base_/mask_rcnn_cmt.py', './_base_/coco_inst_ms_3x.py']
+
+checkpoint = 'https://github.com/ggjy/CMT.pytorch/releases/download/release-v1/cmt_small.pth'
+model = dict(
+    backbone=dict(
+        arch='small',
+        drop_path_rate=0.1,  # as in the ImageNet training
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+    neck=dict(in_channels=[64, 128, 256, 512]))
+
+optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4))

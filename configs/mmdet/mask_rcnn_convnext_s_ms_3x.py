@@ -1,0 +1,24 @@
+"""Mask R-CNN with ConvNeXt-S: 36 epochs at many scales.
+
+The recipe is ours: that of the official Mask R-CNN with ConvNeXt-T, with the drop path of the
+official Cascade Mask R-CNN with ConvNeXt-S.
+
+No published result. 8 GPUs x 2 images:
+
+    tools/dist_train.sh configs/mmdet/mask_rcnn_convnext_s_ms_3x.py 8
+"""
+_base_ = ['./_base_/mask_rcnn_convnext.py', './_base_/coco_inst_ms_crop_3x.py']
+
+checkpoint = 'https://dl.fbaipublicfiles.com/convnext/convnext_small_1k_224.pth'
+model = dict(
+    backbone=dict(
+        arch='small',
+        drop_path_rate=0.6,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+    neck=dict(in_channels=[96, 192, 384, 768]))
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    optimizer=dict(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise', num_layers=12))
