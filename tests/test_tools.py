@@ -109,7 +109,7 @@ def test_testing_a_checkpoint(shapes, trained, tmp_path):
     assert 'coco/bbox_mAP: ' in output
     predictions = pickle.load(open(tmp_path / 'predictions.pkl', 'rb'))
     assert len(predictions) == 3 and all(len(p['pred_instances']['scores']) for p in predictions)
-    assert len(list((tmp_path / 'test').rglob('shown/*.jpg'))) == 3
+    assert len(list((tmp_path / 'shown').glob('*.jpg'))) == 3
 
 
 def test_testing_with_two_processes_and_flips(shapes, trained, tmp_path):

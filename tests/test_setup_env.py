@@ -1,0 +1,92 @@
+"""What set-up says on a machine that lacks something, and which mmcv wheel it takes."""
+import platform
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from tool import ROOT, load
+
+setup_env = load('setup_env')
+Usage = namedtuple('Usage', 'total used free')
+
+
+@pytest.mark.parametrize('version', [(2, 7), (3, 9), (3, 13)])
+def test_unsupported_pythons(version):
+    with pytest.raises(setup_env.SetupError, match=rf'Python {version[0]}.{version[1]} is not supported: '
+                                                   r'install Python 3.10 to 3.12 and call `make PYTHON=python3.12`'):
+        setup_env.check_python(version)
+
+
+@pytest.mark.parametrize('version', [(3, 10), (3, 11), (3, 12)])
+def test_supported_pythons(version):
+    setup_env.check_python(version)
+
+
+def test_too_little_disk(tmp_path):
+    missing = tmp_path / 'not' / 'there' / 'yet'
+    with pytest.raises(setup_env.SetupError, match=rf'3.0 GB are free at {tmp_path} and 8 GB are needed: free 5.0 GB'):
+        setup_env.check_disk(missing, 8, lambda path: Usage(0, 0, 3e9))
+    setup_env.check_disk(missing, 8, lambda path: Usage(0, 0, 8e9))
+
+
+def test_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.delenv('CXX', raising=False)
+    with pytest.raises(setup_env.SetupError, match=r'no C\+\+ compiler \(g\+\+\).*apt-get install g\+\+'):
+        setup_env.check_compiler(which=lambda name: None)
+    with pytest.raises(setup_env.SetupError, match='Python.h.*apt-get install python3-dev'):
+        setup_env.check_compiler(which=lambda name: '/usr/bin/' + name, include=tmp_path)
+
+
+def test_errors_are_one_line(tmp_path):
+    """As a command, on a machine whose disk is full (a limit that no machine meets)."""
+    script = tmp_path / 'tools' / 'setup_env.py'
+    script.parent.mkdir()
+    text = (ROOT / 'tools/setup_env.py').read_text()
+    script.write_text(text.replace("'environment': 8", "'environment': 10**9"))
+    for name in ('requirements.txt', 'setup.py'):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    run = subprocess.run([sys.executable, str(script)], text=True, capture_output=True)
+    assert run.returncode == 1 and run.stdout == ''
+    assert run.stderr.startswith('set-up: ') and run.stderr.count('\n') == 1 and 'GB are needed' in run.stderr
+
+
+def test_a_finished_environment_is_left_alone(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(setup_env, 'run', lambda command, **kwargs: calls.append(command))
+    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda *args: Path('mmcv.whl'))
+    monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir() or venv / 'bin/python')
+    arguments = tmp_path / '.venv', ROOT / 'requirements.txt', tmp_path / 'cache'
+    setup_env.set_up(*arguments)
+    assert any('mmcv.whl' in map(str, call) for call in calls)
+    calls.clear()
+    setup_env.set_up(*arguments)
+    assert calls == []
+
+
+def test_a_wheel_for_another_torch_is_never_used(tmp_path):
+    python = Path(sys.executable)
+    tag = ''.join(platform.python_version_tuple()[:2])
+    fits = tmp_path / f'mmcv-9.9-torch{torch.__version__}-cp{tag}-' / 'mmcv-9.9.whl'
+    fits = fits.parent.with_name(fits.parent.name + ('cpu' if not torch.cuda.is_available() else
+                                                     'cu' + torch.version.cuda)) / fits.name
+    for wheel in (tmp_path / f'mmcv-9.9-torch0.1-cp{tag}-cpu' / 'mmcv-9.9.whl', fits):
+        wheel.parent.mkdir()
+        wheel.touch()
+    assert setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path) == fits
+
+
+def test_versions_are_pinned_in_one_place():
+    pinned = setup_env.pinned(ROOT / 'requirements.txt', 'torch', 'mmcv', 'mmdet', 'setuptools')
+    assert pinned == ['torch==2.11.0', 'mmcv==2.1.0', 'mmdet==3.3.0', 'setuptools<81']
+    import mmcv
+    import mmdet
+    assert f'mmcv=={mmcv.__version__}' in pinned and f'mmdet=={mmdet.__version__}' in pinned
+
+
+def test_progress_of_a_build():
+    assert setup_env.compiled('...\n[3/77] c++\n[34/77] c++ -O3') == '34/77 files compiled'
+    assert setup_env.compiled('Collecting mmcv') == 'preparing'
