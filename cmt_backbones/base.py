@@ -36,6 +36,7 @@ class Backbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.deployed = False
 
     def stem_and_stages(self) -> List[List[nn.Module]]:
         """The modules of the stem, then those of each stage that is built."""
@@ -49,6 +50,24 @@ class Backbone(BaseModule):
         else:
             super().init_weights()
 
+    @torch.no_grad()
+    def switch_to_deploy(self, size: Optional[Tuple[int, int]] = None) -> 'Backbone':
+        """Folds, in place, what folds exactly, for inference with the same outputs to 1e-5.
+
+        Args:
+            size (tuple[int, int], optional): Height and width of the images to come, where they are
+                always the same. What depends on it is then made once; other sizes still work.
+        """
+        if not self.deployed:
+            self.eval()
+            self.fold(size)
+            self.requires_grad_(False)
+            self.deployed = True
+        return self
+
+    def fold(self, size: Optional[Tuple[int, int]]) -> None:
+        raise NotImplementedError
+
     def freeze(self) -> None:
         """Puts the frozen parts in eval mode and their parameters out of training."""
         for part in self.stem_and_stages()[:self.frozen_stages + 1]:
@@ -57,6 +76,9 @@ class Backbone(BaseModule):
                 module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'Backbone':
+        if mode and self.deployed:
+            raise RuntimeError(f'this {type(self).__name__} was switched to its deployed form, which cannot '
+                               'be trained: build it anew and load its checkpoint')
         super().train(mode)
         self.freeze()
         if self.norm_eval:
@@ -65,7 +87,7 @@ class Backbone(BaseModule):
                     module.eval()
         return self
 
-    def run_block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+    def run_block(self, block: nn.Module, *inputs) -> Tensor:
         """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
         if not (self.with_cp and self.training and torch.is_grad_enabled()):
             return block(*inputs)

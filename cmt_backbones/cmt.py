@@ -6,14 +6,15 @@ tokens (N, H W, C) are two views of one memory.
 """
 from typing import Mapping, Optional, Sequence, Tuple, Union
 
+import torch
 import torch.nn.functional as F
 from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-import torch
 
+from . import deploy
 from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates)
-from .relative_bias import BiasFactors, RelativeBias, attention
+from .relative_bias import Bias, RelativeBias, attention
 
 # Table 1. The table's R of XS, 3.8, is 3.77 in the official code (its author: "really 3.77").
 # `pretrain_img_size` is the resolution of the ImageNet training, whose grid the bias tables have.
@@ -115,6 +116,13 @@ class CMT(Backbone):
     def stem_and_stages(self):
         return [[self.stem]] + [[stage] for stage in self.stages]
 
+    def fold(self, size: Optional[Tuple[int, int]]) -> None:
+        # The norms before and within the 3x3 convolutions stay: those pad.
+        deploy.fold_norm_before(self.stem.layers[-1], self.stages[0].patch_aggregation)
+        self.stem.layers[-1] = nn.Identity()
+        for stage, stride in zip(self.stages, STRIDES):
+            stage.fold(size and tuple(-(-side // 32) * 32 // stride for side in size))
+
     def num_layers(self, decay_type: str) -> int:
         """The layer of the last stage; see :mod:`cmt_backbones.layer_decay`."""
         return num_layers(self.arch['depths'], decay_type)
@@ -163,8 +171,18 @@ class Stage(nn.Module):
         bias = self.relative_bias((height, width),
                                   (height // self.reduction, width // self.reduction))
         for block in self.blocks:
-            x = run_block(block, x, *bias)
+            x = run_block(block, x, bias)
         return x
+
+    def fold(self, grid: Optional[Tuple[int, int]]) -> None:
+        for block in self.blocks:
+            block.lpu.fold()
+            block.ffn.fold()
+            if self.reduction > 1:
+                deploy.fold_norm_after(*block.attn.reduce)
+                block.attn.reduce[1] = nn.Identity()
+        if grid is not None:
+            self.relative_bias.keep(grid, (grid[0] // self.reduction, grid[1] // self.reduction))
 
 
 class Block(nn.Module):
@@ -173,18 +191,17 @@ class Block(nn.Module):
     def __init__(self, channels: int, num_heads: int, reduction: int, mlp_ratio: float,
                  drop_path_rate: float, norm_cfg: Mapping) -> None:
         super().__init__()
-        self.lpu = depthwise(channels)
+        self.lpu = ShortcutDepthwise(channels)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = LightweightAttention(channels, num_heads, reduction, norm_cfg)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, bias_query: Tensor, bias_key: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Bias) -> Tensor:
         height, width = x.shape[2:]
-        x = to_tokens(x + self.lpu(x))  # (N, H W, C)
-        attended = self.attn(self.norm1(x), (height, width), BiasFactors(bias_query, bias_key))
-        x = x + self.drop_path(attended)
+        x = to_tokens(self.lpu(x))  # (N, H W, C)
+        x = x + self.drop_path(self.attn(self.norm1(x), (height, width), bias))
         transformed = self.ffn(to_map(self.norm2(x), height, width))
         return to_map(x, height, width) + self.drop_path(transformed)
 
@@ -206,7 +223,7 @@ class LightweightAttention(nn.Module):
             batch_norm(channels, norm_cfg))
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int], bias: BiasFactors) -> Tensor:
+    def forward(self, x: Tensor, grid: Tuple[int, int], bias: Bias) -> Tensor:
         reduced = to_tokens(self.reduce(to_map(x, *grid)))  # (N, m, C)
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, n, d)
         kv = self.kv(reduced).unflatten(2, (2, self.num_heads, -1))
@@ -221,15 +238,37 @@ class IRFFN(nn.Module):
         super().__init__()
         self.expand = nn.Conv2d(channels, hidden, 1)
         self.norm1 = batch_norm(hidden, norm_cfg)
-        self.dwconv = depthwise(hidden)
+        self.dwconv = ShortcutDepthwise(hidden)
         self.norm2 = batch_norm(hidden, norm_cfg)
         self.project = nn.Conv2d(hidden, channels, 1)
         self.norm3 = batch_norm(channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(F.gelu(self.expand(x)))
-        x = self.norm2(F.gelu(x + self.dwconv(x)))
+        x = self.norm2(F.gelu(self.dwconv(x)))
         return self.norm3(self.project(x))
+
+    def fold(self) -> None:
+        self.dwconv.fold()
+        deploy.fold_norm_before(self.norm2, self.project)
+        deploy.fold_norm_after(self.project, self.norm3)
+        self.norm2 = self.norm3 = nn.Identity()
+
+
+class ShortcutDepthwise(nn.Conv2d):
+    """``x + conv(x)``, a depthwise 3x3 convolution with a shortcut around it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+        self.shortcut = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return x + out if self.shortcut else out
+
+    def fold(self) -> None:
+        deploy.fold_shortcut(self)
+        self.shortcut = False
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -240,10 +279,6 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
     """(N, H W, C) -> (N, C, H, W) channels-last; a view."""
     return x.transpose(1, 2).unflatten(2, (height, width))
-
-
-def depthwise(channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
 
 def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:

@@ -13,6 +13,7 @@ from mmengine.model.weight_init import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from . import deploy
 from .base import NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates
 
 # Section 3 of the paper; V2: its official code, models/convnextv2.py. `use_grn` is all that V2
@@ -125,6 +126,15 @@ class ConvNeXt(Backbone):
             norm = [getattr(self, f'norm{i}')] if i in self.out_indices else []
             parts.append([*between[i - 1:i], stage, *norm])
         return parts
+
+    def fold(self, size: Optional[Tuple[int, int]]) -> None:
+        for norm, conv in self.downsample_layers[1:]:
+            deploy.fold_layer_norm_before(norm, conv)
+        for block in (block for stage in self.stages for block in stage):
+            deploy.fold_layer_norm_before(block.norm, block.pwconv1)
+            if block.gamma is not None:
+                deploy.fold_scale_after(block.pwconv2, block.gamma)
+                block.gamma = None
 
     def num_layers(self, decay_type: str) -> int:
         """The layer of the last stage; see :mod:`cmt_backbones.layer_decay`."""

@@ -25,6 +25,7 @@ from mmengine.registry import HOOKS, MODEL_WRAPPERS
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import is_installed
 
+from .base import Backbone
 from .pretrained import download, read_torch
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -108,6 +109,18 @@ class ResumableRandomness(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         seed_everything(runner.seed, get_rank(), runner.iter)
+
+
+@HOOKS.register_module()
+class DeployHook(Hook):
+    """Tests backbones in their deployed form, once the checkpoint is loaded."""
+
+    def before_test(self, runner) -> None:
+        backbones = [m for m in runner.model.modules() if isinstance(m, Backbone)]
+        if not backbones:
+            raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
+        for backbone in backbones:
+            backbone.switch_to_deploy()
 
 
 class SeededWorkers:

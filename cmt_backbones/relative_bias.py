@@ -10,7 +10,7 @@ and since ``q k^T + Q K^T = [q, Q] [k, K]^T``, attention with the bias is attent
 on heads that are m0 wider. The (n, m) matrix, 64 million numbers in CMT's first stage at
 1280x800, is never made, forward or backward, and any attention kernel will do.
 """
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ class BiasFactors(NamedTuple):
     """``bias = query @ key.T``, exactly."""
     query: Tensor  # (heads, n, m0)
     key: Tensor  # (m, m0)
+
+
+Bias = Union[BiasFactors, Tensor]  # factors, or the whole bias (1, heads, n, m)
 
 
 class RelativeBias(nn.Module):
@@ -48,9 +51,32 @@ class RelativeBias(nn.Module):
         self.interpolation = interpolation
         n0, m0 = query_grid[0] * query_grid[1], key_grid[0] * key_grid[1]
         self.table = nn.Parameter(torch.randn(num_heads, n0, m0))  # unit variance, as official
+        self.kept_grids = None
 
-    def forward(self, query_grid: Grid, key_grid: Grid) -> BiasFactors:
-        """The factors for these grids. On the native grids they are the table and the identity."""
+    def keep(self, query_grid: Grid, key_grid: Grid) -> None:
+        """Makes the whole bias of these grids now, for inference that mostly sees them."""
+        factors = self.factors(query_grid, key_grid)
+        self.register_buffer('kept', (factors.query @ factors.key.T)[None], persistent=False)
+        self.kept_grids = query_grid, key_grid
+
+    def forward(self, query_grid: Grid, key_grid: Grid) -> Bias:
+        """The bias on these grids.
+
+        Whole where it is there without being made, on the native grids and those that were kept, and
+        no gradient is to be taken: kernels are then faster with a mask than with wider heads. In
+        factors everywhere else.
+        """
+        grids = tuple(query_grid), tuple(key_grid)
+        if not (torch.is_grad_enabled() and self.table.requires_grad):
+            if grids == self.kept_grids:
+                return self.kept
+            if grids == (self.query_grid, self.key_grid):
+                # Detached: fused kernels refuse a mask that is a parameter, even without gradients.
+                return self.table.detach()[None]
+        return self.factors(*grids)
+
+    def factors(self, query_grid: Grid, key_grid: Grid) -> BiasFactors:
+        """The factors on these grids. On the native grids they are the table and the identity."""
         # The bicubic weights need more than the 8 bits that autocast would leave them.
         with torch.autocast(self.table.device.type, enabled=False):
             if self.interpolation == 'geometric':
@@ -63,18 +89,20 @@ class RelativeBias(nn.Module):
         return f'query_grid={self.query_grid}, key_grid={self.key_grid}, {self.interpolation}'
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: BiasFactors) -> Tensor:
-    """``softmax(q k^T / sqrt(d) + bias) v``, without the bias matrix.
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
+    """``softmax(q k^T / sqrt(d) + bias) v``.
 
     Args:
         q (Tensor): (N, heads, n, d).
         k (Tensor): (N, heads, m, d).
         v (Tensor): (N, heads, m, d).
-        bias (BiasFactors): For n queries and m keys.
+        bias (BiasFactors | Tensor): For n queries and m keys.
 
     Returns:
         Tensor: (N, heads, n, d).
     """
+    if isinstance(bias, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     (batch, heads, n, d), m, m0 = q.shape, k.shape[2], bias.key.shape[1]
     # Fused kernels want one width for q, k and v (otherwise PyTorch falls back, without a word,
     # to the one that does make n x m) and, on GPUs in half precision, a multiple of 8.

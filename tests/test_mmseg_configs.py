@@ -210,8 +210,9 @@ def test_a_config_trains_and_predicts(name):
     image = batch([(height + height // 2, 2 * width)], shape, classes)
     with torch.no_grad():
         sample, = model.eval().test_step(image)
-    assert sample.seg_logits.shape == (classes, *shape) and sample.seg_logits.data.isfinite().all()
-    assert torch.equal(sample.pred_sem_seg.data[0], sample.seg_logits.data.argmax(0))
+    logits = sample.seg_logits.data
+    assert logits.shape == (classes, *shape) and logits.isfinite().all()
+    assert torch.equal(sample.pred_sem_seg.data[0], logits.argmax(0))
 
 
 def check_optimizer(cfg, model):

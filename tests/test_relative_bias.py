@@ -33,15 +33,31 @@ def relative_error(a, b):
 @given(grids, grids, grids, grids, st.sampled_from(['geometric', 'flat']))
 def test_factors_are_the_resized_table(native_q, native_k, query_grid, key_grid, interpolation):
     bias = RelativeBias(2, native_q, native_k, interpolation)
-    factors = bias(query_grid, key_grid)
+    factors = bias.factors(query_grid, key_grid)
     assert factors.query.shape == (2, query_grid[0] * query_grid[1], bias.table.shape[2])
     assert relative_error(factors.query @ factors.key.T, whole(bias, query_grid, key_grid)) < 1e-5
+
+
+def test_the_whole_bias_only_where_it_is_there_and_needs_no_gradient():
+    bias = RelativeBias(2, (6, 4), (3, 2))
+    native, other = ((6, 4), (3, 2)), ((9, 8), (3, 4))
+    assert isinstance(bias(*native), BiasFactors)
+    with torch.no_grad():
+        assert torch.equal(bias(*native), bias.table[None]) and not bias(*native).requires_grad
+        assert isinstance(bias(*other), BiasFactors)
+        bias.keep(*other)
+        kept = bias(*other)
+        assert relative_error(kept[0], whole(bias, *other)) < 1e-5
+        q, k, v = (torch.randn(3, 2, length, 5) for length in (72, 12, 12))
+        assert relative_error(attention(q, k, v, kept), attention(q, k, v, bias.factors(*other))) < 1e-5
+    assert isinstance(bias(*other), BiasFactors)
+    assert 'kept' not in bias.state_dict()
 
 
 @pytest.mark.parametrize('interpolation', ['geometric', 'flat'])
 def test_native_grid_is_not_resized(interpolation):
     bias = RelativeBias(2, (6, 4), (3, 2), interpolation)
-    factors = bias((6, 4), (3, 2))
+    factors = bias.factors((6, 4), (3, 2))
     assert torch.equal(factors.query, bias.table)
     assert torch.equal(factors.key, torch.eye(6))
 
@@ -52,7 +68,7 @@ def test_flat_mixes_up_columns_and_geometric_does_not():
         bias = RelativeBias(1, (7, 7), (7, 7), interpolation)
         columns = torch.linspace(-1, 1, 7)
         bias.table.data = columns.repeat(7).expand(1, 49, 49).clone()
-        factors = bias((25, 40), (25, 40))
+        factors = bias.factors((25, 40), (25, 40))
         expected = torch.linspace(-1, 1, 40).repeat(25).expand(1000, 1000)
         got = (factors.query @ factors.key.T)[0]
         correlation = torch.corrcoef(torch.stack([got.flatten(), expected.flatten()]))[0, 1]

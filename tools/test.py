@@ -17,6 +17,7 @@ def parse_args():
                         'label maps for a segmentor')
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help='average over flips (and scales, for segmentors)')
+    parser.add_argument('--deploy', action='store_true', help='fold the backbone for inference first')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, such as test_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -40,6 +41,8 @@ def main():
     if args.tta:
         openmmlab.use_tta(cfg)
     runner = Runner.from_cfg(cfg)
+    if args.deploy:
+        runner.register_hook(openmmlab.DeployHook())
     if args.out and detector:
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
