@@ -10,6 +10,7 @@ and since ``q k^T + Q K^T = [q, Q] [k, K]^T``, attention with the bias is attent
 on heads that are m0 wider. The (n, m) matrix, 64 million numbers in CMT's first stage at
 1280x800, is never made, forward or backward, and any attention kernel will do.
 """
+from contextlib import nullcontext
 from typing import NamedTuple, Tuple, Union
 
 import torch
@@ -78,7 +79,8 @@ class RelativeBias(nn.Module):
     def factors(self, query_grid: Grid, key_grid: Grid) -> BiasFactors:
         """The factors on these grids. On the native grids they are the table and the identity."""
         # The bicubic weights need more than the 8 bits that autocast would leave them.
-        with torch.autocast(self.table.device.type, enabled=False):
+        kind = self.table.device.type
+        with torch.autocast(kind, enabled=False) if kind != 'meta' else nullcontext():
             if self.interpolation == 'geometric':
                 return geometric_factors(self.table, (self.query_grid, self.key_grid),
                                          (query_grid, key_grid))

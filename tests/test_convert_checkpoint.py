@@ -46,13 +46,15 @@ def test_any_layout_in_ours_out(states, family, form, told, suffix, tmp_path, ca
     (['missing.pth', 'out.pth'], 'cannot convert missing.pth: there is no such file'),
     (['in.pth', 'out.pth', '--arch', 'huge'], "--arch must be one of .*not 'huge'"),
     (['in.pth', 'out.pth', '--arch', 'base'], 'wrong shape: .* try another arch'),
+    (['odd.pth', 'out.pth'], r"our CMT, and fills none of \['base', 'small', 'tiny', 'xsmall'\]; --arch tells"),
     (['in.pth', 'out.pth', '--prefix', 'neck.'], "no known layout under the prefix 'neck.'"),
 ])
 def test_errors_leave_no_file(states, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.save(states['CMT'], 'in.pth')
+    torch.save({k: v for k, v in states['CMT'].items() if 'lpu' not in k}, 'odd.pth')
     with pytest.raises(SystemExit) as stop:
         convert_checkpoint.main(arguments)
     import re
     assert re.search(message, f'{stop.value}{capsys.readouterr().err}')
-    assert [p.name for p in tmp_path.iterdir()] == ['in.pth']
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(('in', 'odd'))] == []

@@ -23,7 +23,7 @@ ARCHS = dict(CMT=cmt.ARCHS, ConvNeXt=convnext.ARCHS)
 
 
 def fitted(state, layout, archs):
-    """The first of some archs that the weights fill, with them; ValueError of the last if none."""
+    """The arch, of some, that the weights fill, with them; ValueError if there is none."""
     for arch in archs:
         with torch.device('meta'):
             wanted = getattr(cmt_backbones, layout.family)(arch).state_dict()
@@ -32,9 +32,11 @@ def fitted(state, layout, archs):
         try:
             weights, notes = fit(state, wanted, layout)
             return arch, weights, notes
-        except ValueError as error:
-            last = error
-    raise last
+        except ValueError:
+            if len(archs) == 1:
+                raise
+    raise ValueError(f'it looks like {layout.name}, and fills none of {sorted(archs)}; --arch tells what '
+                     'differs from one of them')
 
 
 def save(weights, out: Path):
