@@ -1,13 +1,16 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 DEMO = work_dirs/demo
+DET = configs/mmdet/retinanet_cmt_ti_shapes.py
+SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup demo test
+.PHONY: help setup test demo demo-seg shapes
 
 help:
-	@echo "make demo   set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
-	@echo "make test   set up, run the tests"
+	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
+	@echo "make demo-seg  the same with UperNet"
+	@echo "make test      set up, run the tests"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
@@ -15,15 +18,26 @@ setup:
 test: setup
 	$(PY) -m pytest
 
-demo: setup
+shapes: setup
 	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 160x128
+
+demo: shapes
 	rm -rf $(DEMO)/retinanet_cmt_ti
-	PYTHON=$(PY) tools/dist_train.sh configs/mmdet/retinanet_cmt_ti_shapes.py 2 \
-		--work-dir $(DEMO)/retinanet_cmt_ti
-	PYTHON=$(PY) tools/dist_test.sh configs/mmdet/retinanet_cmt_ti_shapes.py \
-		$$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint) 2 \
-		--work-dir $(DEMO)/retinanet_cmt_ti/test --out $(DEMO)/predictions.pkl
-	$(PY) tools/draw_detections.py configs/mmdet/retinanet_cmt_ti_shapes.py \
-		$(DEMO)/predictions.pkl --out $(DEMO)/detections
-	$(PY) tools/plot_training.py $(DEMO)/retinanet_cmt_ti --out $(DEMO)/curves.png
-	@echo "==> $(DEMO)/detections/sheet.png: detections beside truth; $(DEMO)/curves.png: loss and mAP"
+	PYTHON=$(PY) tools/dist_train.sh $(DET) 2 --work-dir $(DEMO)/retinanet_cmt_ti
+	PYTHON=$(PY) tools/dist_test.sh $(DET) $$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint) 2 \
+		--work-dir $(DEMO)/retinanet_cmt_ti/test --out $(DEMO)/detections.pkl
+	$(PY) tools/draw_detections.py $(DET) $(DEMO)/detections.pkl --out $(DEMO)/detections
+	$(PY) tools/plot_training.py $(DEMO)/retinanet_cmt_ti --out $(DEMO)/detection_curves.png \
+		--metrics 'mAP(_50)?$$'
+	@echo "==> $(DEMO)/detections/sheet.png: detections beside truth"
+	@echo "==> $(DEMO)/detection_curves.png: loss and mAP"
+
+demo-seg: shapes
+	rm -rf $(DEMO)/upernet_cmt_ti
+	PYTHON=$(PY) tools/dist_train.sh $(SEG) 2 --work-dir $(DEMO)/upernet_cmt_ti
+	PYTHON=$(PY) tools/dist_test.sh $(SEG) $$(cat $(DEMO)/upernet_cmt_ti/last_checkpoint) 2 \
+		--work-dir $(DEMO)/upernet_cmt_ti/test --out $(DEMO)/label_maps
+	$(PY) tools/draw_segmentation.py $(SEG) $(DEMO)/label_maps --out $(DEMO)/segmentation
+	$(PY) tools/plot_training.py $(DEMO)/upernet_cmt_ti --out $(DEMO)/segmentation_curves.png
+	@echo "==> $(DEMO)/segmentation/sheet.png: label maps beside truth"
+	@echo "==> $(DEMO)/segmentation_curves.png: loss and mIoU"
