@@ -44,11 +44,14 @@ class Backbone(BaseModule):
 
     def init_weights(self) -> None:
         """Weights are initialised where modules are built; this loads ``init_cfg``'s, if any."""
-        if self.init_cfg and self.init_cfg['type'] == 'Pretrained':
-            load_pretrained(self, self.init_cfg['checkpoint'], self.init_cfg.get('prefix'))
-            self._is_init = True
-        else:
-            super().init_weights()
+        cfgs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg or {}]
+        if not any(cfg.get('type') == 'Pretrained' for cfg in cfgs):
+            return super().init_weights()
+        if len(cfgs) > 1:
+            raise ValueError('init_cfg of type Pretrained fills every weight and stands alone; got '
+                             f'{len(cfgs)} init_cfgs')
+        load_pretrained(self, cfgs[0]['checkpoint'], cfgs[0].get('prefix'))
+        self._is_init = True
 
     @torch.no_grad()
     def switch_to_deploy(self, size: Optional[Tuple[int, int]] = None) -> 'Backbone':

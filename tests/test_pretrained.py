@@ -312,6 +312,19 @@ def test_convnext_of_other_depth_is_refused():
         fit(deeper, wanted, LAYOUTS[2])
 
 
+def test_pretrained_stands_alone(tmp_path):
+    torch.save(small_state(), tmp_path / 'w.pth')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
+    model = CMT(SMALL, init_cfg=[cfg])
+    model.init_weights()
+    assert torch.equal(model.stages[0].norm.weight, small_state()['stages.0.norm.weight'])
+    with pytest.raises(ValueError, match='stands alone; got 2'):
+        CMT(SMALL, init_cfg=[dict(type='Constant', layer='Linear', val=1), cfg]).init_weights()
+    model = CMT(SMALL, init_cfg=dict(type='Constant', layer='Linear', val=3))
+    model.init_weights()
+    assert (model.stages[0].blocks[0].attn.q.weight == 3).all()
+
+
 def test_an_unknown_prefix(tmp_path):
     torch.save(layouts.under('backbone.', small_state()), tmp_path / 'w.pth')
     with pytest.raises(ValueError, match="no known layout under the prefix 'neck.'"):

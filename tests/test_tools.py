@@ -131,3 +131,19 @@ def test_wrong_calls(command, message):
     process = start(command)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and message in output
+
+
+@pytest.mark.parametrize('command, script, rest', [
+    (['tools/slurm_train.sh', 'gpu', 'job', CONFIG, '--amp'], 'train.py', [CONFIG, '--amp']),
+    (['tools/slurm_test.sh', 'gpu', 'job', CONFIG, 'x.pth', '--tta'], 'test.py', [CONFIG, 'x.pth', '--tta'])])
+def test_what_slurm_is_asked_for(command, script, rest, tmp_path):
+    (tmp_path / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    asked = finish(start(command, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', GPUS_PER_NODE='4',
+                         SRUN_ARGS='--time 1:00:00')).split('\n')
+    pairs = dict(zip(asked, asked[1:]))
+    assert pairs['--partition'] == 'gpu' and pairs['--job-name'] == 'job' and pairs['--time'] == '1:00:00'
+    assert pairs['--ntasks'] == '16' and pairs['--ntasks-per-node'] == '4' and pairs['--gres'] == 'gpu:4'
+    called = asked[asked.index('-u') + 1:-1]
+    assert Path(called[0]).resolve() == ROOT / 'tools' / script
+    assert called[1:] == [*rest, '--launcher', 'slurm']
