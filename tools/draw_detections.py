@@ -169,8 +169,9 @@ def tile(pictures: list[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def draw_all(dataset, predictions: list[dict], threshold: float, out: Path) -> None:
-    """Draws predictions beside the truth into `out`.
+def draw_all(dataset, predictions: list[dict], threshold: float, out: Path,
+             alone: bool = False) -> None:
+    """Draws predictions beside the truth into `out`, or alone on grey.
 
     Raises:
         DrawingError: The predictions are not those of a detector on this data set.
@@ -200,11 +201,16 @@ def draw_all(dataset, predictions: list[dict], threshold: float, out: Path) -> N
         if 'masks' not in found:
             real.pop('masks', None)  # like beside like
         image = np.ascontiguousarray(image[..., ::-1])
-        pair = tile([draw(image, real, classes, 'truth'),
-                     draw(image, found, classes, f'detections (score ≥ {threshold:g})')], 2)
+        title = f'detections (score ≥ {threshold:g})'
+        if alone:
+            pair = draw(np.full_like(image, 225), found, classes, title)
+        else:
+            pair = tile([draw(image, real, classes, 'truth'),
+                         draw(image, found, classes, title)], 2)
         pair.save(out / f"{Path(info['img_path']).stem}.png")
         pairs.append(pair)
-    tile(pairs, 1 if len(pairs) < 3 else 2).save(out / 'sheet.png')
+    columns = 4 if alone else 2
+    tile(pairs, 1 if len(pairs) < 3 else columns).save(out / 'sheet.png')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -214,6 +220,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', type=Path, required=True, metavar='DIR')
     parser.add_argument('--images', type=int, default=12, help='how many (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.4, help='default: %(default)s')
+    parser.add_argument('--alone', action='store_true', help='leave out image and truth, for data '
+                        'whose licence forbids to show it')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, as for test.py')
     args = parser.parse_args(argv)
@@ -226,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     config.merge_from_dict(args.cfg_options or {})
     try:
         predictions = read_predictions(args.predictions)[:args.images]
-        draw_all(test_data(config), predictions, args.score_thr, args.out)
+        draw_all(test_data(config), predictions, args.score_thr, args.out, args.alone)
     except (DrawingError, OSError) as error:
         sys.exit(f'draw_detections: {error}')
     print(f'{args.out}: {len(predictions)} pictures and sheet.png')
