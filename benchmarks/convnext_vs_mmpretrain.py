@@ -49,7 +49,12 @@ def both_detectors(name, folder):
     cfg = Config.fromfile(ROOT / f'configs/mmdet/{name}.py').model
     theirs = deepcopy(cfg)
     theirs.backbone = dict(THEIRS, out_indices=cfg.backbone.out_indices, gap_before_final_norm=False)
-    theirs = randomise(MODELS.build(theirs))
+    theirs = MODELS.build(theirs)
+    theirs.init_weights()  # as a detector starts
+    randomise(theirs.backbone)
+    for key, p in theirs.named_parameters():
+        if re.search(r'(retina|rpn|fc)_(cls|reg)\.weight', key):
+            p.data.mul_(10)  # else scores and boxes hardly differ, and rounding decides which come first
     state = theirs.state_dict()
     file = Path(folder) / f'{name}.pth'
     torch.save(dict(state_dict={k: v for k, v in state.items() if k.startswith('backbone.')}), file)
