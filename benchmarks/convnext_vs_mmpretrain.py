@@ -67,8 +67,9 @@ def both_detectors(name, folder):
 
 
 def difference(a, b):
-    """Of two lists of tensors, the largest relative difference."""
-    return max(float((x - y).norm() / x.norm()) for x, y in zip(a, b))
+    """The relative difference of two lists of tensors, each taken as one vector."""
+    a, b = (torch.cat([x.flatten() for x in tensors]) for tensors in (a, b))
+    return float((a - b).norm() / a.norm())
 
 
 def run(model):
@@ -116,7 +117,8 @@ def answer(question):
     try:
         return str(question())
     except Exception as error:
-        return f'{type(error).__name__}: {str(error).splitlines()[0][:60]}'
+        told = re.sub(r"'/\S*/", "'", str(error).splitlines()[0])  # folders are temporary
+        return f'{type(error).__name__}: {told[:100]}'
 
 
 def needed(package):

@@ -94,7 +94,6 @@ def test_what_it_trains(name):
     cfg = config(name)
     detector, backbone, schedule = parts(name)
     assert cfg.custom_imports == dict(imports=['cmt_backbones'], allow_failed_imports=False)
-    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()  # as in work_dirs
     arch, url, channels = BACKBONES[backbone]
     model = cfg.model
     assert model.type == dict(retinanet='RetinaNet', mask_rcnn='MaskRCNN',
@@ -120,6 +119,13 @@ def test_what_it_trains(name):
     assert warmup == dict(type='LinearLR', start_factor=.001, by_epoch=False, begin=0, end=500,
                           **({'_scope_': 'mmdet'} if '_scope_' in warmup else {}))
     assert (steps.type, steps.milestones, steps.gamma, steps.end) == ('MultiStepLR', milestones, .1, epochs)
+
+
+@pytest.mark.parametrize('name', [name for name in COCO if parts(name)[1] in ('cmt_ti', 'convnext_t')])
+def test_survives_being_written(name):
+    """As a run writes it into its work_dir. Slow, and the same for the larger archs."""
+    cfg = config(name)
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
 
 
 @pytest.mark.parametrize('name', COCO)
