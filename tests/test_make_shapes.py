@@ -152,7 +152,7 @@ def test_annotations_are_what_the_class_maps_show(out, coco):
 def test_scenes_vary_and_classes_balance(coco):
     annotations = coco.dataset['annotations']
     assert {(i['width'], i['height']) for i in coco.dataset['images']} == SIZES
-    assert {len(a) for a in coco.imgToAnns.values()} == set(range(3, 8))
+    assert {len(a) for a in coco.imgToAnns.values()} == set(range(3, 6))
 
     classes = Counter(a['category_id'] for a in annotations)
     assert max(classes.values()) < 1.25 * min(classes.values())
@@ -166,16 +166,17 @@ def test_scenes_vary_and_classes_balance(coco):
     assert covered > 0.02 * len(annotations)  # some are seen in parts, or have another within
 
 
-def test_colour_does_not_tell_the_class(out, coco):
-    colours = {label: [] for label in range(1, 6)}
+def test_a_class_has_a_range_of_hues(out, coco):
+    fifths = []  # of the circle of hues, by object, and the one that its class has
     for image in coco.dataset['images']:
         picture = cv2.imread(str(out / 'images/train' / image['file_name']))
         for annotation in coco.imgToAnns[image['id']]:
             inside = coco.annToMask(annotation).astype(bool)
-            colours[annotation['category_id']].append(picture[inside].mean(0))
-    means = np.array([np.mean(c, 0) for c in colours.values()])
-    spread = np.mean([np.std(c, 0) for c in colours.values()])
-    assert np.all(np.abs(means - means.mean(0)) < spread / 2)
+            colour = np.median(picture[inside], 0).astype(np.float32)[None, None]
+            hue = cv2.cvtColor(colour, cv2.COLOR_BGR2HSV)[0, 0, 0]
+            fifths.append((int(hue // 72), annotation['category_id'] - 1))
+    found, classes = np.array(fifths).T
+    assert np.mean(found == classes) > 0.85  # light, patterns and shadows move some over the edge
 
 
 def test_both_ways_of_mmseg_to_count_classes(out):
