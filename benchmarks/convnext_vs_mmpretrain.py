@@ -1,4 +1,4 @@
-"""ConvNeXt-T of this package beside mmpretrain's, in mmdet's detectors: prints convnext_vs_mmpretrain.md.
+"""ConvNeXt-T of this package beside mmpretrain's, in mmdet's detectors: a page of Markdown.
 
     python benchmarks/convnext_vs_mmpretrain.py [--transformers FOLDER]
 
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from copy import deepcopy
@@ -28,7 +29,8 @@ from packaging.requirements import Requirement
 import cmt_backbones  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-THEIRS = dict(type='mmpretrain.ConvNeXt', arch='tiny', drop_path_rate=0., layer_scale_init_value=1.0)
+THEIRS = dict(type='mmpretrain.ConvNeXt', arch='tiny', drop_path_rate=0.,
+              layer_scale_init_value=1.0)
 OURS = dict(type='ConvNeXt', arch='tiny', drop_path_rate=0.)
 
 
@@ -42,19 +44,21 @@ def randomise(model, seed=0):
 
 
 def both_detectors(name, folder):
-    """The detector of one of our configs on mmpretrain's ConvNeXt, and as it is, with one set of weights.
+    """A detector of our configs on mmpretrain's ConvNeXt, and as it is, with one set of weights.
 
     Ours gets the backbone's from a file as mmpretrain writes it.
     """
     cfg = Config.fromfile(ROOT / f'configs/mmdet/{name}.py').model
     theirs = deepcopy(cfg)
-    theirs.backbone = dict(THEIRS, out_indices=cfg.backbone.out_indices, gap_before_final_norm=False)
+    theirs.backbone = dict(THEIRS, out_indices=cfg.backbone.out_indices,
+                           gap_before_final_norm=False)
+    torch.manual_seed(0)
     theirs = MODELS.build(theirs)
     theirs.init_weights()  # as a detector starts
     randomise(theirs.backbone)
     for key, p in theirs.named_parameters():
         if re.search(r'(retina|rpn|fc)_(cls|reg)\.weight', key):
-            p.data.mul_(10)  # else scores and boxes hardly differ, and rounding decides which come first
+            p.data.mul_(10)  # else scores hardly differ, and rounding decides which come first
     state = theirs.state_dict()
     file = Path(folder) / f'{name}.pth'
     torch.save(dict(state_dict={k: v for k, v in state.items() if k.startswith('backbone.')}), file)
@@ -73,7 +77,7 @@ def difference(a, b):
 
 
 def run(model):
-    """Maps of backbone and neck, loss and its gradient at the heads, predictions; all from one image."""
+    """Maps of backbone and neck, loss, its gradients at the heads, and predictions for an image."""
     def batch(training):
         data = demo_mm_inputs(1, (3, 192, 256), num_items=[4], num_classes=80, with_mask=True)
         return model.data_preprocessor(data, training)
@@ -94,13 +98,18 @@ def run(model):
 
 
 def compare(name, folder):
-    theirs, ours = (run(model) for model in both_detectors(name, folder))
+    theirs, ours = both_detectors(name, folder)
+    noisy = deepcopy(ours)
+    for p in noisy.backbone.parameters():
+        p.data.mul_(1 + 1e-7 * torch.randn_like(p))
+    theirs, ours, noisy = run(theirs), run(ours), run(noisy)
     a, b = theirs['found'], ours['found']
     alike = (bbox_overlaps(a.bboxes, b.bboxes) > .999) & (a.labels[:, None] == b.labels) & (
         (a.scores[:, None] - b.scores).abs() < 1e-4)
     row = [name, difference(theirs['maps'], ours['maps']), difference(theirs['neck'], ours['neck']),
            difference([theirs['loss']], [ours['loss']]),
-           difference(theirs['gradients'], ours['gradients'])]
+           difference(theirs['gradients'], ours['gradients']),
+           difference(noisy['gradients'], ours['gradients'])]
     masks = '-'
     if 'masks' in a:
         i, j = alike.nonzero().T
@@ -118,7 +127,7 @@ def answer(question):
         return str(question())
     except Exception as error:
         told = re.sub(r"'/\S*/", "'", str(error).splitlines()[0])  # folders are temporary
-        return f'{type(error).__name__}: {told[:100]}'
+        return textwrap.shorten(f'{type(error).__name__}: {told}', 170, placeholder=' ...')
 
 
 def needed(package):
@@ -133,7 +142,8 @@ def needed(package):
         except PackageNotFoundError:
             continue
         found.add(name)
-        todo += [spec.name for spec in specs if not spec.marker or spec.marker.evaluate(dict(extra=''))]
+        todo += [spec.name for spec in specs
+                 if not spec.marker or spec.marker.evaluate(dict(extra=''))]
     return found
 
 
@@ -141,8 +151,8 @@ def importing(module, folder):
     """How `import module` ends beside a transformers in `folder`."""
     if folder is None:
         return 'not measured'
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'import {module}'], text=True, capture_output=True,
-                          env=dict(os.environ, PYTHONPATH=f'{folder}:{ROOT}'))
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', f'import {module}'], text=True,
+                          capture_output=True, env=dict(os.environ, PYTHONPATH=f'{folder}:{ROOT}'))
     return 'works' if done.returncode == 0 else f'`{done.stderr.strip().splitlines()[-1][:90]}`'
 
 
@@ -180,39 +190,67 @@ def differences(folder, transformers):
         maps = dict(THEIRS, gap_before_final_norm=False)
         return [what, answer(lambda: question(theirs or maps)), answer(lambda: question(OURS))]
 
+    def all_maps(backbone):
+        return dict(backbone, out_indices=(0, 1, 2, 3))
+
     def shapes(backbone):
         return [tuple(out.shape) for out in MODELS.build(backbone)(torch.rand(1, 3, 130, 157))]
 
     def layout(backbone):
         x = torch.rand(1, 3, 64, 96).contiguous(memory_format=torch.channels_last)
-        return all(out.is_contiguous() for out in MODELS.build(dict(backbone, out_indices=(0, 1, 2, 3)))(x))
+        return all(out.is_contiguous() for out in MODELS.build(all_maps(backbone))(x))
 
     base = needed('mmdet') | needed('torch') | needed('mmcv')
-    extra = [sorted(needed(package) - base - {package}) for package in ('mmpretrain', 'cmt-backbones')]
-    model = [MODELS.build(dict(backbone, out_indices=(0, 1, 2, 3))) for backbone in
-             (dict(THEIRS, gap_before_final_norm=False), OURS)]
-    times = seconds(model, torch.rand(1, 3, 256, 256))
-    found = f' {next(Path(transformers).glob("transformers-*.dist-info")).name[13:-10]}' if transformers else ''
+    extra = [sorted(needed(package) - base - {package})
+             for package in ('mmpretrain', 'cmt-backbones')]
+    models = [MODELS.build(all_maps(backbone))
+              for backbone in (dict(THEIRS, gap_before_final_norm=False), OURS)]
+    times = seconds(models, torch.rand(1, 3, 256, 256))
+    found = ''
+    if transformers:
+        folders = Path(transformers).glob('transformers-*.dist-info')
+        found = next(folders).name.removesuffix('.dist-info').replace('transformers-', ' ')
     return [
-        ['packages beyond those of mmdet', *(f'{len(e)}: {", ".join(e)}' if e else '0' for e in extra)],
+        ['packages beyond those of mmdet',
+         *(f'{len(e)}: {", ".join(e)}' if e else '0' for e in extra)],
         [f'`import` beside transformers{found}', importing('mmpretrain.models', transformers),
          importing('cmt_backbones', transformers)],
         row('shapes for a 130x157 image, as configured by default', shapes, THEIRS),
         row('the same with `gap_before_final_norm=False`, `out_indices=(0, 1, 2, 3)`',
-            lambda backbone: shapes(dict(backbone, out_indices=(0, 1, 2, 3)))),
+            lambda backbone: shapes(all_maps(backbone))),
         row('maps contiguous for a channels-last image', layout),
         row('`out_indices=(0, 1)`', unused),
         row('`.train()` and `.eval()` return', lambda backbone: [
             type(getattr(MODELS.build(backbone), mode)()).__name__ for mode in ('train', 'eval')]),
-        row("Facebook's file in `init_cfg`", lambda backbone: filled(backbone, 'tiny', folder)),
-        row("Facebook's file of ConvNeXt-S in `init_cfg`", lambda backbone: filled(backbone, 'small', folder)),
-        ['CPU time of forward and backward, one thread, 256x256', '1', f'{times[1] / times[0]:.2f}'],
+        row("Facebook's file in `init_cfg`, not converted",
+            lambda backbone: filled(backbone, 'tiny', folder)),
+        row("Facebook's file of ConvNeXt-S, by mistake",
+            lambda backbone: filled(backbone, 'small', folder)),
+        ['CPU time of forward and backward, one thread, 256x256', '1',
+         f'{times[1] / times[0]:.2f}'],
     ]
 
 
 def table(header, rows):
     lines = [header, ['-' * 3] * len(header), *rows]
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+PAGE = """\
+# ConvNeXt-T beside mmpretrain's
+
+    pip install mmpretrain=={mmpretrain}
+    python benchmarks/convnext_vs_mmpretrain.py{given}
+
+torch {torch}, mmdet {mmdet}, mmcv {mmcv}, Python {python}, CPU.
+
+## The same detections
+
+Random weights in mmpretrain's layout, in detectors of mmdet with the same heads. Relative
+differences; predictions are alike where boxes overlap by more than 0.999, labels agree and scores
+differ by less than 1e-4. For scale: the gradients of ours against ours with weights that are off by
+1e-7, which is what rounding does.
+"""
 
 
 def main():
@@ -224,20 +262,14 @@ def main():
     torch.set_num_threads(1)
     import mmpretrain.models  # noqa: F401  (registers theirs)
     with tempfile.TemporaryDirectory() as folder:
-        same = [compare(name, folder) for name in ('retinanet_convnext_t_1x', 'mask_rcnn_convnext_t_1x')]
+        same = [compare(name, folder)
+                for name in ('retinanet_convnext_t_1x', 'mask_rcnn_convnext_t_1x')]
         different = differences(folder, args.transformers)
     given = ' --transformers FOLDER' if args.transformers else ''
-    print('# ConvNeXt-T beside mmpretrain\'s\n\n'
-          f'    pip install mmpretrain=={version("mmpretrain")}\n'
-          f'    python benchmarks/convnext_vs_mmpretrain.py{given}\n\n'
-          f'torch {torch.__version__}, mmdet {version("mmdet")}, mmcv {version("mmcv")}, Python '
-          f'{sys.version.split()[0]}, CPU.\n\n'
-          '## The same detections\n\n'
-          "Random weights in mmpretrain's layout, in detectors of mmdet with the same heads. Relative\n"
-          'differences; predictions are alike where boxes overlap by more than 0.999, labels agree and\n'
-          'scores differ by less than 1e-4.\n')
-    print(table(['detector', 'maps', 'FPN', 'loss', 'gradients at the heads', 'predictions alike', 'mask pixels alike'],
-                same))
+    print(PAGE.format(given=given, torch=torch.__version__, python=sys.version.split()[0],
+                      **{name: version(name) for name in ('mmpretrain', 'mmdet', 'mmcv')}))
+    print(table(['detector', 'maps', 'FPN', 'loss', 'gradients of the heads',
+                 'ours, weights off by 1e-7', 'predictions alike', 'mask pixels alike'], same))
     print('\n## The differences\n')
     print(table(['', 'mmpretrain', 'cmt_backbones'], different))
 

@@ -153,6 +153,18 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         kwargs.update(device_ids=None, broadcast_buffers=False)
         super().__init__(revert_sync_batchnorm(module), **kwargs)
 
+    def train(self, mode: bool = True) -> 'CPUDistributedDataParallel':
+        """As ever; before an evaluation all processes take the running averages of the first.
+
+        Those are the ones in its checkpoint. Without SyncBN each process has its own, and would
+        evaluate its share of the images with them.
+        """
+        super().train(mode)
+        if not mode:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return self
+
 
 def prepare_cpu_processes(cfg: Config) -> None:
     """Lets several processes without GPUs train or test together over gloo.

@@ -1,4 +1,4 @@
-"""Every detector config: what it says, that it trains and predicts, and that its recipe is the one it names."""
+"""Every detector config: what it says, its recipe, and that it trains and predicts."""
 import gc
 import re
 from pathlib import Path
@@ -17,11 +17,12 @@ from mmengine.runner import Runner
 
 import cmt_backbones  # noqa: F401  (registers the backbones)
 from cmt_backbones.openmmlab import CPUDistributedDataParallel
+import processes
 from tool import load
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs/mmdet').glob('*.py'))
-COCO = [name for name in CONFIGS if name != 'retinanet_cmt_ti_shapes']  # the demo is a world of its own
+COCO = [name for name in CONFIGS if name != 'retinanet_cmt_ti_shapes']  # all but the demo
 CONVNEXT = [name for name in COCO if 'convnext' in name]
 
 CMT_URL = 'https://github.com/ggjy/CMT.pytorch/releases/download/release-v1/cmt_{}.pth'
@@ -118,10 +119,12 @@ def test_what_it_trains(name):
     warmup, steps = cfg.param_scheduler
     assert warmup == dict(type='LinearLR', start_factor=.001, by_epoch=False, begin=0, end=500,
                           **({'_scope_': 'mmdet'} if '_scope_' in warmup else {}))
-    assert (steps.type, steps.milestones, steps.gamma, steps.end) == ('MultiStepLR', milestones, .1, epochs)
+    assert steps.type == 'MultiStepLR' and (steps.gamma, steps.end) == (.1, epochs)
+    assert steps.milestones == milestones
 
 
-@pytest.mark.parametrize('name', [name for name in COCO if parts(name)[1] in ('cmt_ti', 'convnext_t')])
+@pytest.mark.parametrize('name', [name for name in COCO
+                                  if parts(name)[1] in ('cmt_ti', 'convnext_t')])
 def test_survives_being_written(name):
     """As a run writes it into its work_dir. Slow, and the same for the larger archs."""
     cfg = config(name)
@@ -246,7 +249,8 @@ def test_predicts(detector):
     found = sample.pred_instances
     assert len(found) and found.scores.isfinite().all()
     height, width = sample.ori_shape
-    assert found.bboxes.min() >= 0 and (found.bboxes.amax(0) <= torch.tensor([width, height] * 2)).all()
+    assert found.bboxes.min() >= 0
+    assert (found.bboxes.amax(0) <= torch.tensor([width, height] * 2)).all()
     assert found.labels.max() < (5 if 'shapes' in detector.name else 80)
     assert ('masks' in found) == ('mask' in detector.name)
     if 'masks' in found:
@@ -260,10 +264,8 @@ STRUCTURES = ['retinanet_cmt_ti_1x', 'retinanet_convnext_t_1x', 'mask_rcnn_cmt_t
               'mask_rcnn_convnext_t_1x', 'cascade_mask_rcnn_convnext_t_ms_3x']
 
 
-def train_together(rank, port):
+def train_together(rank):
     """One of two processes: three steps of each structure."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
 
     def steps(model):
         model = CPUDistributedDataParallel(model, find_unused_parameters=False)
@@ -287,11 +289,10 @@ def train_together(rank, port):
     cfg.model.neck.update(in_channels=[96, 192, 384, 768], start_level=1)
     with pytest.raises(RuntimeError, match='Expected to have finished reduction'):
         steps(build(cfg, out_indices=(0, 1, 2, 3)))
-    torch.distributed.destroy_process_group()
 
 
 def test_processes_train_together(free_port):
-    torch.multiprocessing.spawn(train_together, (free_port, ), nprocs=2)
+    processes.in_two(train_together, free_port)
 
 
 # ---------------------------------------------------------------------------- data
@@ -310,7 +311,8 @@ def on_scenes(cfg, scenes):
     for loader, split in ((cfg.train_dataloader, 'train'), (cfg.val_dataloader, 'val')):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.update(data_root=str(scenes.folder), ann_file=f'annotations/{split}.json',
-                              data_prefix=dict(img=f'images/{split}/'), metainfo=dict(classes=scenes.classes))
+                              data_prefix=dict(img=f'images/{split}/'),
+                              metainfo=dict(classes=scenes.classes))
     cfg.val_evaluator.ann_file = str(scenes.folder / 'annotations/val.json')
     return cfg
 
@@ -354,7 +356,7 @@ def test_masks_are_trained_and_evaluated(scenes, tmp_path):
         resize, = [step for step in loader.dataset.pipeline if step.type == 'Resize']
         resize.scale = (96, 64)
     cfg.train_cfg.max_epochs, cfg.work_dir = 1, str(tmp_path)
-    cfg.param_scheduler, cfg.test_dataloader, cfg.test_cfg, cfg.test_evaluator = None, None, None, None
+    cfg.update(param_scheduler=None, test_dataloader=None, test_cfg=None, test_evaluator=None)
     runner = Runner.from_cfg(cfg)
     runner.train()
     scalars = runner.message_hub.log_scalars

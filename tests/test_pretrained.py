@@ -9,12 +9,12 @@ import threading
 
 import pytest
 import torch
-import torch.multiprocessing
 from mmengine.dist import all_gather_object
 from safetensors.torch import save_file
 
 import golden_numbers
 import layouts
+import processes
 from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.pretrained import fit, load_pretrained, read_checkpoint, resize_table
 
@@ -142,17 +142,13 @@ def test_every_layout_in_a_detector_and_a_segmentor(family, form, tmp_path):
         assert golden_error(model.backbone, has_norms(form)) < 1e-5
 
 
-def load_in_process(rank, folder, jobs, port):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+def load_in_process(rank, jobs):
     for family, form, path in jobs:
         model = detector(family, init_cfg(form, path))
         model.init_weights()
         wrapped = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
         errors = all_gather_object(golden_error(wrapped.module.backbone, has_norms(form)))
         assert max(errors) < 1e-5, (form, errors)
-    torch.distributed.destroy_process_group()
 
 
 def test_every_layout_in_two_processes(tmp_path, free_port):
@@ -160,7 +156,7 @@ def test_every_layout_in_two_processes(tmp_path, free_port):
     for i, (family, form) in enumerate(FORMS):
         (tmp_path / str(i)).mkdir()
         jobs.append((family, form, write(tmp_path / str(i), family, form)))
-    torch.multiprocessing.spawn(load_in_process, (tmp_path, jobs, free_port), nprocs=2)
+    processes.in_two(load_in_process, free_port, jobs)
 
 
 @pytest.mark.parametrize('name, arch', [('convnext_tiny', 'tiny'), ('convnextv2_atto', 'v2_atto')])

@@ -7,8 +7,8 @@ from mmdet.models.necks import FPN
 from cmt_backbones import CMT, ConvNeXt
 
 BACKBONES = dict(
-    CMT=lambda: CMT(dict(stem_channels=4, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2,
-                         pretrain_img_size=64)),
+    CMT=lambda: CMT(dict(stem_channels=4, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1),
+                         mlp_ratio=2, pretrain_img_size=64)),
     ConvNeXt=lambda: ConvNeXt(dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), use_grn=False)))
 ROIS = torch.tensor([[0., 3., 5., 60., 40.], [1., 20., 1., 90., 63.], [1., 50., 30., 70., 45.]])
 
@@ -27,7 +27,7 @@ def test_reads_the_maps_of_backbones_and_necks_right(name, layout, size):
     from_neck = neck(from_backbone)
     for stride, *maps in zip((4, 8, 16, 32), from_backbone, from_neck):
         for x in maps:
-            # Rebuilt element by element: of a map with one channel or one pixel, strides say little.
+            # Rebuilt element by element, which contiguous() would not do where strides look right.
             expected = pooled(torch.tensor(x.tolist()), stride)
             assert torch.equal(pooled(x, stride), expected) and expected.abs().sum() > 0
 
