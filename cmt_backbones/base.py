@@ -1,6 +1,6 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
 from contextlib import contextmanager, nullcontext
-from typing import Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -54,21 +54,16 @@ class Backbone(BaseModule):
         self._is_init = True
 
     @torch.no_grad()
-    def switch_to_deploy(self, size: Optional[Tuple[int, int]] = None) -> 'Backbone':
-        """Folds, in place, what folds exactly, for inference with the same outputs to 1e-5.
-
-        Args:
-            size (tuple[int, int], optional): Height and width of the images to come, where they are
-                always the same. What depends on it is then made once; other sizes still work.
-        """
+    def switch_to_deploy(self) -> 'Backbone':
+        """Folds, in place, what folds exactly, for inference with the same outputs to 1e-5."""
         if not self.deployed:
             self.eval()
-            self.fold(size)
+            self.fold()
             self.requires_grad_(False)
             self.deployed = True
         return self
 
-    def fold(self, size: Optional[Tuple[int, int]]) -> None:
+    def fold(self) -> None:
         raise NotImplementedError
 
     def freeze(self) -> None:
@@ -92,10 +87,23 @@ class Backbone(BaseModule):
 
     def run_block(self, block: nn.Module, *inputs) -> Tensor:
         """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
-        if not (self.with_cp and self.training and torch.is_grad_enabled()):
+        if not (self.with_cp and self.training):
             return block(*inputs)
-        return checkpoint(block, *inputs, use_reentrant=False,
-                          context_fn=lambda: (nullcontext(), running_statistics_kept(block)))
+        return recomputed(block, block, *inputs)
+
+
+def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs, random: bool = True) -> Tensor:
+    """``f(*inputs)``, computed again in the backward pass instead of keeping what it needs.
+
+    Args:
+        f (Callable): What to compute.
+        module (nn.Module): The module that it is part of.
+        random (bool): Whether random numbers are drawn.
+    """
+    if not torch.is_grad_enabled():
+        return f(*inputs)
+    return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=random,
+                      context_fn=lambda: (nullcontext(), running_statistics_kept(module)))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates)
+from .base import NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates, recomputed
+from .cpu import Linear, by_bands, infers_on_cpu
 from .relative_bias import Bias, RelativeBias, attention
 
 # Table 1. The table's R of XS, 3.8, is 3.77 in the official code (its author: "really 3.77").
@@ -116,12 +117,12 @@ class CMT(Backbone):
     def stem_and_stages(self):
         return [[self.stem]] + [[stage] for stage in self.stages]
 
-    def fold(self, size: Optional[Tuple[int, int]]) -> None:
+    def fold(self) -> None:
         # The norms before and within the 3x3 convolutions stay: those pad.
         deploy.fold_norm_before(self.stem.layers[-1], self.stages[0].patch_aggregation)
         self.stem.layers[-1] = nn.Identity()
-        for stage, stride in zip(self.stages, STRIDES):
-            stage.fold(size and tuple(-(-side // 32) * 32 // stride for side in size))
+        for stage in self.stages:
+            stage.fold()
 
     def num_layers(self, decay_type: str) -> int:
         """The layer of the last stage; see :mod:`cmt_backbones.layer_decay`."""
@@ -146,7 +147,10 @@ class Stem(nn.Module):
             ])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        if self.training or not infers_on_cpu(x):
+            return self.layers(x)
+        channels = self.layers[0].out_channels
+        return by_bands(self.layers, x, channels // 4, halo=6, stride=2)
 
 
 class Stage(nn.Module):
@@ -174,15 +178,13 @@ class Stage(nn.Module):
             x = run_block(block, x, bias)
         return x
 
-    def fold(self, grid: Optional[Tuple[int, int]]) -> None:
+    def fold(self) -> None:
         for block in self.blocks:
             block.lpu.fold()
             block.ffn.fold()
             if self.reduction > 1:
                 deploy.fold_norm_after(*block.attn.reduce)
                 block.attn.reduce[1] = nn.Identity()
-        if grid is not None:
-            self.relative_bias.keep(grid, (grid[0] // self.reduction, grid[1] // self.reduction))
 
 
 class Block(nn.Module):
@@ -202,8 +204,15 @@ class Block(nn.Module):
         height, width = x.shape[2:]
         x = to_tokens(self.lpu(x))  # (N, H W, C)
         x = x + self.drop_path(self.attn(self.norm1(x), (height, width), bias))
-        transformed = self.ffn(to_map(self.norm2(x), height, width))
-        return to_map(x, height, width) + self.drop_path(transformed)
+        x = to_map(x, height, width)
+        if self.training or not infers_on_cpu(x):
+            return self.transform(x)
+        return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The feed-forward half."""
+        normalised = to_map(self.norm2(to_tokens(x)), *x.shape[2:])
+        return x + self.drop_path(self.ffn(normalised))
 
 
 class LightweightAttention(nn.Module):
@@ -216,12 +225,12 @@ class LightweightAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, reduction: int, norm_cfg: Mapping) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(channels, 2 * channels)
+        self.q = Linear(channels, channels)
+        self.kv = Linear(channels, 2 * channels)
         self.reduce = nn.Identity() if reduction == 1 else nn.Sequential(
             nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels),
             batch_norm(channels, norm_cfg))
-        self.proj = nn.Linear(channels, channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, x: Tensor, grid: Tuple[int, int], bias: Bias) -> Tensor:
         reduced = to_tokens(self.reduce(to_map(x, *grid)))  # (N, m, C)
@@ -244,9 +253,13 @@ class IRFFN(nn.Module):
         self.norm3 = batch_norm(channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(F.gelu(self.expand(x)))
-        x = self.norm2(F.gelu(self.dwconv(x)))
+        # What is between the two products is cheap to compute and half of what training would keep.
+        x = recomputed(self.between, self, self.expand(x), random=False)
         return self.norm3(self.project(x))
+
+    def between(self, x: Tensor) -> Tensor:
+        x = self.norm1(F.gelu(x))
+        return self.norm2(F.gelu(self.dwconv(x)))
 
     def fold(self) -> None:
         self.dwconv.fold()
@@ -278,7 +291,8 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
     """(N, H W, C) -> (N, C, H, W) channels-last; a view."""
-    return x.transpose(1, 2).unflatten(2, (height, width))
+    # Permuted last: of one image, unflatten(2) leaves strides by which convolutions take it for NCHW.
+    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:

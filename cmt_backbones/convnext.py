@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import deploy
 from .base import NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates
+from .cpu import Linear, by_bands, infers_on_cpu
 
 # Section 3 of the paper; V2: its official code, models/convnextv2.py. `use_grn` is all that V2
 # changes in the network: a global response normalisation in each block, and no layer scale.
@@ -127,7 +128,7 @@ class ConvNeXt(Backbone):
             parts.append([*between[i - 1:i], stage, *norm])
         return parts
 
-    def fold(self, size: Optional[Tuple[int, int]]) -> None:
+    def fold(self) -> None:
         for norm, conv in self.downsample_layers[1:]:
             deploy.fold_layer_norm_before(norm, conv)
         for block in (block for stage in self.stages for block in stage):
@@ -153,9 +154,10 @@ class Block(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.pwconv1 = Linear(channels, 4 * channels)
+        self.use_grn = use_grn
         self.grn = GRN(4 * channels) if use_grn else nn.Identity()
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv2 = Linear(4 * channels, channels)
         self.gamma = None
         if layer_scale_init_value > 0 and not use_grn:
             self.gamma = nn.Parameter(torch.full((channels, ), float(layer_scale_init_value)))
@@ -163,12 +165,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
-        x = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        x = self.dwconv(x)
+        if self.training or self.use_grn or not infers_on_cpu(x):
+            x = self.mlp(x)
+        else:
+            x = by_bands(self.mlp, x, self.pwconv1.out_features)
+        return shortcut + self.drop_path(x)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = self.grn(F.gelu(self.pwconv1(self.norm(x))))  # (N, H, W, 4 C)
         x = self.pwconv2(x)
         if self.gamma is not None:
             x = self.gamma * x
-        return shortcut + self.drop_path(x.permute(0, 3, 1, 2))
+        return x.permute(0, 3, 1, 2)
 
 
 class GRN(nn.Module):

@@ -17,7 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cpu import BAND_SIZE, infers_on_cpu, product
+
 Grid = Tuple[int, int]
+
+WHOLE_BIAS_SIZE = 2**18  # numbers a head, such as CMT's first stage at 256x256
 
 
 class BiasFactors(NamedTuple):
@@ -52,29 +56,23 @@ class RelativeBias(nn.Module):
         self.interpolation = interpolation
         n0, m0 = query_grid[0] * query_grid[1], key_grid[0] * key_grid[1]
         self.table = nn.Parameter(torch.randn(num_heads, n0, m0))  # unit variance, as official
-        self.kept_grids = None
-
-    def keep(self, query_grid: Grid, key_grid: Grid) -> None:
-        """Makes the whole bias of these grids now, for inference that mostly sees them."""
-        factors = self.factors(query_grid, key_grid)
-        self.register_buffer('kept', (factors.query @ factors.key.T)[None], persistent=False)
-        self.kept_grids = query_grid, key_grid
 
     def forward(self, query_grid: Grid, key_grid: Grid) -> Bias:
-        """The bias on these grids.
+        """The bias on these grids, in factors unless the whole of it is faster.
 
-        Whole where it is there without being made, on the native grids and those that were kept, and
-        no gradient is to be taken: kernels are then faster with a mask than with wider heads. In
-        factors everywhere else.
+        That takes no gradient, and a bias that is there without being made, on the native grids, or is
+        small: then a mask is faster than wider heads.
         """
-        grids = tuple(query_grid), tuple(key_grid)
-        if not (torch.is_grad_enabled() and self.table.requires_grad):
-            if grids == self.kept_grids:
-                return self.kept
-            if grids == (self.query_grid, self.key_grid):
-                # Detached: fused kernels refuse a mask that is a parameter, even without gradients.
-                return self.table.detach()[None]
-        return self.factors(*grids)
+        if torch.is_grad_enabled() and self.table.requires_grad:
+            return self.factors(query_grid, key_grid)
+        if (tuple(query_grid), tuple(key_grid)) == (self.query_grid, self.key_grid):
+            # Detached: fused kernels refuse a mask that is a parameter, even without gradients.
+            return self.table.detach()[None]
+        factors = self.factors(query_grid, key_grid)
+        n, m = factors.query.shape[1], len(factors.key)
+        if infers_on_cpu(factors.query) and n * m <= WHOLE_BIAS_SIZE:
+            return (factors.query @ factors.key.T)[None]
+        return factors
 
     def factors(self, query_grid: Grid, key_grid: Grid) -> BiasFactors:
         """The factors on these grids. On the native grids they are the table and the identity."""
@@ -105,17 +103,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     """
     if isinstance(bias, Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-    (batch, heads, n, d), m, m0 = q.shape, k.shape[2], bias.key.shape[1]
+    (batch, heads, _, d), m0 = q.shape, bias.key.shape[1]
+    if infers_on_cpu(q):
+        return attention_by_queries(q, k, v, bias)
     # Fused kernels want one width for q, k and v (otherwise PyTorch falls back, without a word,
     # to the one that does make n x m) and, on GPUs in half precision, a multiple of 8.
-    width = d + m0 + -(d + m0) % 8
+    padding = -(d + m0) % 8
     # The kernel divides by sqrt(d) and the bias is not to be divided.
-    query = (bias.query * d**0.5).to(q.dtype).expand(batch, heads, n, m0)
-    key = bias.key.to(k.dtype).expand(batch, heads, m, m0)
-    q = F.pad(torch.cat([q, query], dim=-1), (0, width - d - m0))
-    k = F.pad(torch.cat([k, key], dim=-1), (0, width - d - m0))
-    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, width - d)), scale=d**-0.5)
+    query = F.pad(bias.query * d**0.5, (0, padding)).to(q.dtype)
+    key = F.pad(bias.key, (0, padding)).to(k.dtype)
+    q = torch.cat([q, query.expand(batch, *query.shape)], dim=-1)
+    k = torch.cat([k, key.expand(batch, heads, *key.shape)], dim=-1)
+    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, m0 + padding)), scale=d**-0.5)
     return out[..., :d]
+
+
+def attention_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: BiasFactors) -> Tensor:
+    """:func:`attention` on a CPU: as two products with a softmax between, some queries at a time."""
+    (batch, heads, n, d), m = q.shape, k.shape[2]
+    out = q.new_empty(batch, n, heads, d).transpose(1, 2)
+    rows = max(BAND_SIZE // m, 256)
+    for image in range(batch):
+        for head in range(heads):
+            keys = torch.cat([k[image, head] * d**-0.5, bias.key], dim=1)
+            values = v[image, head].T.contiguous()
+            for start in range(0, n, rows):
+                some = slice(start, start + rows)
+                queries = torch.cat([q[image, head, some], bias.query[head, some]], dim=1)
+                out[image, head, some] = product(product(queries, keys).softmax(dim=1), values)
+    return out
 
 
 def geometric_factors(table: Tensor, native: Tuple[Grid, Grid],

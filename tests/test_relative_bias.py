@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cmt_backbones import relative_bias
 from cmt_backbones.relative_bias import BiasFactors, RelativeBias, attention, bicubic_matrix
 
 sides = st.integers(1, 12)
@@ -38,20 +39,26 @@ def test_factors_are_the_resized_table(native_q, native_k, query_grid, key_grid,
     assert relative_error(factors.query @ factors.key.T, whole(bias, query_grid, key_grid)) < 1e-5
 
 
-def test_the_whole_bias_only_where_it_is_there_and_needs_no_gradient():
+def test_the_whole_bias_only_where_it_is_there_or_small_and_needs_no_gradient():
     bias = RelativeBias(2, (6, 4), (3, 2))
-    native, other = ((6, 4), (3, 2)), ((9, 8), (3, 4))
-    assert isinstance(bias(*native), BiasFactors)
+    native, small, large = ((6, 4), (3, 2)), ((9, 8), (3, 4)), ((40, 60), (10, 12))
+    for grids in (native, small, large):
+        assert isinstance(bias(*grids), BiasFactors)
     with torch.no_grad():
         assert torch.equal(bias(*native), bias.table[None]) and not bias(*native).requires_grad
-        assert isinstance(bias(*other), BiasFactors)
-        bias.keep(*other)
-        kept = bias(*other)
-        assert relative_error(kept[0], whole(bias, *other)) < 1e-5
-        q, k, v = (torch.randn(3, 2, length, 5) for length in (72, 12, 12))
-        assert relative_error(attention(q, k, v, kept), attention(q, k, v, bias.factors(*other))) < 1e-5
-    assert isinstance(bias(*other), BiasFactors)
-    assert 'kept' not in bias.state_dict()
+        assert relative_error(bias(*small)[0], whole(bias, *small)) < 1e-5
+        assert isinstance(bias(*large), BiasFactors)
+
+
+@given(st.integers(1, 2), st.integers(1, 700), st.integers(1, 9), st.integers(1, 2**13))
+def test_attention_by_queries_is_attention(batch, n, m, band_size):
+    bias = BiasFactors(torch.randn(2, n, 4), torch.randn(m, 4))
+    q, k, v = (torch.randn(batch, 2, length, 5, requires_grad=True) for length in (n, m, m))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=(bias.query @ bias.key.T)[None])
+    assert relative_error(attention(q, k, v, bias), expected) < 1e-5  # with gradients: wider heads
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relative_bias, 'BAND_SIZE', band_size)
+        assert relative_error(attention(q, k, v, bias), expected) < 1e-5
 
 
 @pytest.mark.parametrize('interpolation', ['geometric', 'flat'])
