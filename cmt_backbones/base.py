@@ -3,6 +3,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -100,6 +101,8 @@ def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs, random: boo
         module (nn.Module): The module that it is part of.
         random (bool): Whether random numbers are drawn.
     """
+    if torch.compiler.is_compiling():  # counts a batch once by itself
+        return checkpoint(f, *inputs, use_reentrant=False)
     if not torch.is_grad_enabled():
         return f(*inputs)
     return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=random,
@@ -168,6 +171,13 @@ def check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
         raise ValueError('out_indices must be ascending stage numbers from 0 to '
                          f'{NUM_STAGES - 1}, such as (1, 2, 3), not {out_indices!r}')
     return tuple(out_indices)
+
+
+def pad_to_stride(x: Tensor, stride: int = 32) -> Tensor:
+    """Zeros to the right and below, so that height and width divide by the stride."""
+    # In this form rather than with -width % stride, which torch.compile cannot take for dynamic sizes.
+    height, width = ((side + stride - 1) // stride * stride for side in x.shape[2:])
+    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
 
 def check_image(x: Tensor, in_channels: int = 3) -> None:

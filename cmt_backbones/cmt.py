@@ -13,7 +13,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates, recomputed
+from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates, pad_to_stride,
+                   recomputed)
 from .cpu import Linear, by_bands, infers_on_cpu
 from .relative_bias import Bias, RelativeBias, attention
 
@@ -103,7 +104,7 @@ class CMT(Backbone):
         height, width = x.shape[2:]
         # Every grid then divides by the next one and by the reductions. Detectors and segmentors
         # mostly pad so anyway; what the padding adds at the border is cut off below.
-        x = F.pad(x, (0, -width % 32, 0, -height % 32))
+        x = pad_to_stride(x)
         x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, C, H/2, W/2)
         outs = []
         for i, stage in enumerate(self.stages):
