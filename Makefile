@@ -1,5 +1,6 @@
 PYTHON ?= python3
-PY = .venv/bin/python
+STACK ?= openmmlab
+PY = $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)/bin/python
 DEMO = work_dirs/demo
 DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
@@ -10,10 +11,10 @@ export PYTHONUNBUFFERED = 1
 help:
 	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
 	@echo "make demo-seg  the same with UperNet"
-	@echo "make test      set up, run the tests"
+	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
 
 setup:
-	@$(PYTHON) tools/setup_env.py
+	@$(PYTHON) tools/setup_env.py --stack $(STACK)
 
 test: setup
 	$(PY) -m pytest
