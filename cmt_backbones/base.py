@@ -1,6 +1,6 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
 from contextlib import contextmanager, nullcontext
-from typing import Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -90,7 +90,7 @@ class Backbone(BaseModule):
                     module.eval()
         return self
 
-    def run_block(self, block: nn.Module, *inputs) -> Tensor:
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
         if not (self.with_cp and self.training and torch.is_grad_enabled()):
             return block(*inputs)

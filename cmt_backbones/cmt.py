@@ -4,7 +4,7 @@ Follows the paper and, where they differ, the official code (github.com/ggjy/CMT
 whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
 tokens (N, H W, C) are two views of one memory.
 """
-from typing import Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates)
+from .base import NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates
 from .relative_bias import Bias, RelativeBias, attention
 
 # Table 1. The table's R of XS, 3.8, is 3.77 in the official code (its author: "really 3.77").
@@ -113,7 +113,7 @@ class CMT(Backbone):
                 outs.append(out.contiguous(memory_format=torch.contiguous_format))
         return tuple(outs)
 
-    def stem_and_stages(self):
+    def stem_and_stages(self) -> List[list]:
         return [[self.stem]] + [[stage] for stage in self.stages]
 
     def fold(self, size: Optional[Tuple[int, int]]) -> None:
@@ -164,7 +164,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg) for rate in rates)
 
-    def forward(self, x: Tensor, run_block) -> Tensor:
+    def forward(self, x: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
         x = self.patch_aggregation(x)
         height, width = x.shape[2:]
         x = to_map(self.norm(to_tokens(x)), height, width)

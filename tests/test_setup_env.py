@@ -19,8 +19,9 @@ Usage = namedtuple('Usage', 'total used free')
 
 @pytest.mark.parametrize('version', [(2, 7), (3, 9), (3, 13)])
 def test_unsupported_pythons(version):
-    with pytest.raises(setup_env.SetupError, match=rf'Python {version[0]}.{version[1]} is not supported: '
-                                                   r'install Python 3.10 to 3.12 and call `make PYTHON=python3.12`'):
+    told = (rf'Python {version[0]}.{version[1]} is not supported: '
+            r'install Python 3.10 to 3.12 and call `make PYTHON=python3.12`')
+    with pytest.raises(setup_env.SetupError, match=told):
         setup_env.check_python(version)
 
 
@@ -31,7 +32,8 @@ def test_supported_pythons(version):
 
 def test_too_little_disk(tmp_path):
     missing = tmp_path / 'not' / 'there' / 'yet'
-    with pytest.raises(setup_env.SetupError, match=rf'3.0 GB are free at {tmp_path} and 8 GB are needed: free 5.0 GB'):
+    told = rf'3.0 GB are free at {tmp_path} and 8 GB are needed: free 5.0 GB'
+    with pytest.raises(setup_env.SetupError, match=told):
         setup_env.check_disk(missing, 8, lambda path: Usage(0, 0, 3e9))
     setup_env.check_disk(missing, 8, lambda path: Usage(0, 0, 8e9))
 
