@@ -2,6 +2,7 @@
 
 Each part names the version and the fault, so that it can go when the fault does.
 """
+import importlib
 import importlib.metadata
 import logging
 import random
@@ -201,7 +202,16 @@ def load_config(args: SimpleNamespace) -> Config:
     if not _has_pkg_resources():
         raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
                          'pip install "setuptools<81"')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+        importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+        importlib.import_module(cfg.get('default_scope', 'mmengine'))
+    except ImportError as error:
+        reason = str(error).strip().split('\n')[0]
+        raise SystemExit(
+            f'{args.config}: {reason}. Our configs need mmcv with its compiled operators and mmdet or '
+            'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
+            '`make setup` installs those of requirements/') from None
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

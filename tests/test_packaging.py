@@ -58,6 +58,14 @@ def closure(*names):
     return found
 
 
+def link(distributions, site):
+    """Puts installed distributions into another folder of packages."""
+    for distribution in distributions.values():
+        for name in {file.parts[0] for file in distribution.files} - {'..', '__pycache__'}:
+            if not (site / name).exists():
+                (site / name).symlink_to(distribution.locate_file(name))
+
+
 @pytest.fixture(scope='module')
 def bare(wheel, tmp_path_factory):
     """The folder of packages of an environment with torch, mmengine and our wheel."""
@@ -65,10 +73,7 @@ def bare(wheel, tmp_path_factory):
     venv.create(folder, symlinks=True)
     site = Path(sysconfig.get_path('purelib', vars=dict(base=str(folder))))
     mmengine, = set(metadata.packages_distributions()['mmengine'])
-    for distribution in closure('torch', mmengine).values():
-        for name in {file.parts[0] for file in distribution.files} - {'..', '__pycache__'}:
-            if not (site / name).exists():
-                (site / name).symlink_to(distribution.locate_file(name))
+    link(closure('torch', mmengine), site)
     call(*PIP, 'install', '--target', site, *OFFLINE, wheel)
     return folder
 
@@ -148,3 +153,13 @@ def test_what_is_missing_is_said_in_one_line(bare):
     assert last == ("ImportError: cmt_backbones needs torch and mmengine 0.10 (No module named 'mmengine'): "
                     '`pip install torch mmengine`, or onedl-mmengine, and see the README for mmdet and mmseg')
     assert 'During handling' not in done.stderr
+
+
+def test_tools_without_mmdet_say_in_one_line_what_to_install(bare, tmp_path):
+    link(closure('setuptools'), tmp_path)  # without its pkg_resources mmengine 0.10.7 reads no `mmdet::` base
+    tools = next(bare.glob('lib/*/site-packages/cmt_backbones/.mim/tools'))
+    command = [bare / 'bin/python', tools / 'train.py', tools.parent / 'configs/mmdet/retinanet_cmt_s_1x.py']
+    done = subprocess.run([str(part) for part in command], cwd=tmp_path, text=True, capture_output=True,
+                          env=dict(os.environ, PYTHONPATH=str(tmp_path), PYTHONWARNINGS='ignore'))
+    assert done.returncode == 1 and done.stderr.count('\n') == 1, done.stderr
+    assert 'mmdet is not installed' in done.stderr and '`make setup` installs those' in done.stderr
