@@ -4,6 +4,7 @@ import importlib.util
 import platform
 from collections import Counter
 from importlib import metadata
+from typing import Mapping
 
 import torch
 
@@ -13,7 +14,7 @@ from . import __version__
 MODULES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'cv2', 'numpy', 'setuptools')
 
 
-def module_line(module: str, distributions: dict[str, list[str]]) -> str:
+def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
     """The version of a module, the distribution that it comes from, and why it does not import.
 
     Args:
