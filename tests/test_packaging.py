@@ -73,7 +73,8 @@ def bare(wheel, tmp_path_factory):
     venv.create(folder, symlinks=True)
     site = Path(sysconfig.get_path('purelib', vars=dict(base=str(folder))))
     mmengine, = set(metadata.packages_distributions()['mmengine'])
-    link(closure('torch', mmengine), site)
+    # onedl-mmengine 0.10.12 imports cv2 without requiring it.
+    link(closure('torch', mmengine, 'opencv-python'), site)
     call(*PIP, 'install', '--target', site, *OFFLINE, wheel)
     return folder
 
