@@ -1,22 +1,27 @@
 PYTHON ?= python3
-PY = .venv/bin/python
+STACK ?= openmmlab
+PY = $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)/bin/python
 DEMO = work_dirs/demo
 DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup test demo demo-seg shapes
+.PHONY: help setup test lint demo demo-seg shapes
 
 help:
 	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
 	@echo "make demo-seg  the same with UperNet"
-	@echo "make test      set up, run the tests"
+	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
+	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
 setup:
-	@$(PYTHON) tools/setup_env.py
+	@$(PYTHON) tools/setup_env.py --stack $(STACK)
 
 test: setup
 	$(PY) -m pytest
+
+lint: setup
+	$(PY) -m ruff check .
 
 shapes: setup
 	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 160x128

@@ -1,6 +1,7 @@
 """mIoU by NumPy alone, from label maps that `tools/test.py --out DIR` wrote: a check of mmseg's number.
 
-    python benchmarks/check_miou.py work_dirs/camvid_cmt_ti/label_maps data/camvid_ade/annotations/test --classes 11
+    python benchmarks/check_miou.py work_dirs/camvid_cmt_ti/label_maps data/camvid_ade/annotations/test \
+        --classes 11
 
 Both folders hold PNGs of the same names with 1 for the first class; 0 is void and does not count.
 """

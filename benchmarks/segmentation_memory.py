@@ -21,4 +21,5 @@ def peak():
 before = peak()
 with torch.no_grad():
     out = model(torch.randn(1, 3, height, width))
-print(f'{config} at {height}x{width}: {tuple(out.shape)}, peak {peak():.1f} GB, {peak() - before:.1f} above the model')
+print(f'{config} at {height}x{width}: {tuple(out.shape)}, peak {peak():.1f} GB, '
+      f'{peak() - before:.1f} above the model')

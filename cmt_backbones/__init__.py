@@ -3,10 +3,17 @@
 Importing this registers ``type='CMT'`` and ``type='ConvNeXt'`` in mmengine's root registry, where
 mmdet, mmseg and any other scope find them.
 """
-from . import openmmlab
-from .cmt import CMT
-from .convnext import ConvNeXt
-from .layer_decay import LayerDecayOptimWrapperConstructor
+try:
+    from . import openmmlab
+    from .cmt import CMT
+    from .convnext import ConvNeXt
+    from .layer_decay import LayerDecayOptimWrapperConstructor
+except ImportError as error:
+    if (error.name or '').partition('.')[0] not in ('torch', 'mmengine'):
+        raise
+    # Not requirements by name: see setup.py.
+    raise ImportError(f'cmt_backbones needs torch and mmengine 0.10 ({error}): `pip install torch mmengine`, '
+                      'or onedl-mmengine, and see the README for mmdet and mmseg') from None
 
 __version__ = '0.1.0'
 __all__ = ['CMT', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor']

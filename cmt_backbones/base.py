@@ -1,6 +1,6 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
 from contextlib import contextmanager, nullcontext
-from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -86,14 +86,14 @@ class Backbone(BaseModule):
                     module.eval()
         return self
 
-    def run_block(self, block: nn.Module, *inputs) -> Tensor:
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
         if not (self.with_cp and self.training):
             return block(*inputs)
         return recomputed(block, block, *inputs)
 
 
-def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs, random: bool = True) -> Tensor:
+def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs: Any, random: bool = True) -> Tensor:
     """``f(*inputs)``, computed again in the backward pass instead of keeping what it needs.
 
     Args:
@@ -173,11 +173,16 @@ def check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     return tuple(out_indices)
 
 
-def pad_to_stride(x: Tensor, stride: int = 32) -> Tensor:
-    """Zeros to the right and below, so that height and width divide by the stride."""
+def prepare(x: Tensor, stride: int = 32) -> Tensor:
+    """Checks images, pads them with zeros to sides that divide by the stride, makes them channels-last.
+
+    Every grid then divides by the next one. Detectors and segmentors mostly pad so anyway.
+    """
+    check_image(x)
     # In this form rather than with -width % stride, which torch.compile cannot take for dynamic sizes.
     height, width = ((side + stride - 1) // stride * stride for side in x.shape[2:])
-    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def check_image(x: Tensor, in_channels: int = 3) -> None:

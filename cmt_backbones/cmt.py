@@ -4,7 +4,7 @@ Follows the paper and, where they differ, the official code (github.com/ggjy/CMT
 whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
 tokens (N, H W, C) are two views of one memory.
 """
-from typing import Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates, pad_to_stride,
-                   recomputed)
+from .base import NUM_STAGES, Backbone, DropPath, choose_arch, drop_path_rates, prepare, recomputed
 from .cpu import Linear, by_bands, infers_on_cpu
 from .relative_bias import Bias, RelativeBias, attention
 
@@ -100,12 +99,9 @@ class CMT(Backbone):
         Raises:
             ValueError: If x has another shape.
         """
-        check_image(x)
+        padded = prepare(x)
         height, width = x.shape[2:]
-        # Every grid then divides by the next one and by the reductions. Detectors and segmentors
-        # mostly pad so anyway; what the padding adds at the border is cut off below.
-        x = pad_to_stride(x)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, C, H/2, W/2)
+        x = self.stem(padded)  # (N, C, H/2, W/2)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x, self.run_block)  # (N, C_i, H/s_i, W/s_i)
@@ -115,7 +111,7 @@ class CMT(Backbone):
                 outs.append(out.contiguous(memory_format=torch.contiguous_format))
         return tuple(outs)
 
-    def stem_and_stages(self):
+    def stem_and_stages(self) -> List[list]:
         return [[self.stem]] + [[stage] for stage in self.stages]
 
     def fold(self) -> None:
@@ -169,7 +165,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg) for rate in rates)
 
-    def forward(self, x: Tensor, run_block) -> Tensor:
+    def forward(self, x: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
         x = self.patch_aggregation(x)
         height, width = x.shape[2:]
         x = to_map(self.norm(to_tokens(x)), height, width)

@@ -14,8 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import (NUM_STAGES, Backbone, DropPath, check_image, choose_arch, drop_path_rates,
-                   pad_to_stride)
+from .base import NUM_STAGES, Backbone, DropPath, choose_arch, drop_path_rates, prepare
 from .cpu import Linear, by_bands, infers_on_cpu
 
 # Section 3 of the paper; V2: its official code, models/convnextv2.py. `use_grn` is all that V2
@@ -103,11 +102,11 @@ class ConvNeXt(Backbone):
         Raises:
             ValueError: If x has another shape.
         """
-        check_image(x)
-        height, width = x.shape[2:]
         # The official code drops the rows and columns that a stride leaves over; heads rather
-        # expect the ceiling. Detectors and segmentors mostly pad so anyway.
-        x = pad_to_stride(x).contiguous(memory_format=torch.channels_last)
+        # expect the ceiling.
+        padded = prepare(x)
+        height, width = x.shape[2:]
+        x = padded
         outs = []
         for i, stage in enumerate(self.stages):
             x = self.downsample_layers[i](x)  # (N, C_i, H/s_i, W/s_i)

@@ -3,6 +3,8 @@
 Functions return weights of a layer that stands for two. They compute in double precision, so that what
 is folded differs by no more than the rounding of float32.
 """
+from typing import Tuple
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ def fold_shortcut(conv: nn.Conv2d) -> None:
     store(conv, weight, conv.bias.double())
 
 
-def affine(norm: nn.BatchNorm2d):
+def affine(norm: nn.BatchNorm2d) -> Tuple[Tensor, Tensor]:
     """Scale and offset (C,) of a BatchNorm in eval mode."""
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     return scale, norm.bias.double() - norm.running_mean.double() * scale

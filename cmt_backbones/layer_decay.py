@@ -4,7 +4,7 @@ The recipes of ConvNeXt need it (arXiv 2201.03545, A.3). A backbone says itself 
 a parameter belongs to. Layers are numbered from the image on, from 0 to ``num_layers``; what comes
 after them (output norms, neck, heads) is layer ``num_layers + 1``, at the full rate.
 """
-from typing import Dict, List, Optional, Protocol, Sequence, Tuple, runtime_checkable
+from typing import Dict, List, Optional, Protocol, Sequence, Tuple, Union, runtime_checkable
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -79,7 +79,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError('layer decay multiplies the learning rate: the optimizer needs an lr')
 
     def add_params(self, params: List[dict], module: nn.Module, prefix: str = '',
-                   is_dcn_module=None) -> None:
+                   is_dcn_module: Union[int, float, None] = None) -> None:
         """Appends the parameter groups of a model to `params`, each trainable parameter in one."""
         rate = self.paramwise_cfg['decay_rate']
         kind = self.paramwise_cfg.get('decay_type', DECAY_TYPES[0])

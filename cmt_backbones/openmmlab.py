@@ -2,8 +2,9 @@
 
 Each part names the version and the fault, so that it can go when the fault does.
 """
+import importlib
+import importlib.metadata
 import logging
-import os
 import random
 import warnings
 from copy import deepcopy
@@ -22,8 +23,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import HOOKS, MODEL_WRAPPERS
-from mmengine.runner import CheckpointLoader
-from mmengine.utils import is_installed
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.utils import digit_version
+from torch import nn
 
 from .base import Backbone
 from .pretrained import download, read_torch
@@ -76,10 +78,21 @@ def register() -> None:
     """What importing the package sets up."""
     CheckpointLoader.register_scheme('', load_from_disk, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)
-    # mmengine finds `package::config` through a fixed table of packages.
-    MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones')
-    if not is_installed('mmsegmentation'):  # onedl-mmsegmentation, which the table does not know
+    # mmengine finds `package::config` through a fixed table of packages. Ours is entered by one of its
+    # modules: by its own name mmengine 0.10.7 would look for it in site-packages, where an editable
+    # installation is not.
+    MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones.openmmlab')
+    if not _is_distribution('mmsegmentation'):  # onedl-mmsegmentation, which the table does not know
         MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def _is_distribution(name: str) -> bool:
+    """As mmengine's `is_installed`, which in 0.10.7 needs pkg_resources."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------- randomness
@@ -94,20 +107,20 @@ class ResumableRandomness(Hook):
     the rank and how far the run is, so there is no state to restore.
     """
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         # A sampler built before the seed of the checkpoint was known has drawn one of its own.
         sampler = runner.train_dataloader.sampler
         if hasattr(sampler, 'seed'):
             sampler.seed = runner.seed
 
-    def before_train_epoch(self, runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         loader = runner.train_dataloader
         if loader.num_workers == 0 or runner.train_loop.__class__.__name__ == 'IterBasedTrainLoop':
             return  # an iteration-based loop replays its batches, and with them its workers
         loader._iterator = None  # workers that persist would carry their state over the epochs
         loader.worker_init_fn = SeededWorkers(runner.seed, get_rank(), runner.epoch)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         seed_everything(runner.seed, get_rank(), runner.iter)
 
 
@@ -115,7 +128,7 @@ class ResumableRandomness(Hook):
 class DeployHook(Hook):
     """Tests backbones in their deployed form, once the checkpoint is loaded."""
 
-    def before_test(self, runner) -> None:
+    def before_test(self, runner: Runner) -> None:
         backbones = [m for m in runner.model.modules() if isinstance(m, Backbone)]
         if not backbones:
             raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
@@ -149,7 +162,7 @@ def seed_everything(*stream: int) -> None:
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's wrapper for modules on CPUs: no device ids, and no SyncBN, which needs GPUs."""
 
-    def __init__(self, module, **kwargs) -> None:
+    def __init__(self, module: nn.Module, **kwargs: Any) -> None:
         kwargs.update(device_ids=None, broadcast_buffers=False)
         super().__init__(revert_sync_batchnorm(module), **kwargs)
 
@@ -186,10 +199,19 @@ def prepare_cpu_processes(cfg: Config) -> None:
 
 def load_config(args: SimpleNamespace) -> Config:
     """The config of a command of tools/, after the options that train and test share."""
-    if not is_installed('setuptools') or not _has_pkg_resources():
+    if not _has_pkg_resources():
         raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
                          'pip install "setuptools<81"')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+        importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+        importlib.import_module(cfg.get('default_scope', 'mmengine'))
+    except ImportError as error:
+        reason = str(error).strip().split('\n')[0]
+        raise SystemExit(
+            f'{args.config}: {reason}. Our configs need mmcv with its compiled operators and mmdet or '
+            'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
+            '`make setup` installs those of requirements/') from None
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -206,7 +228,7 @@ def _has_pkg_resources() -> bool:
             import pkg_resources  # noqa: F401
     except ImportError:
         # Fixed on mmengine's main branch and in onedl-mmengine.
-        return tuple(map(int, mmengine.__version__.split('.')[:3])) > (0, 10, 7)
+        return digit_version(mmengine.__version__) > digit_version('0.10.7')
     return True
 
 

@@ -13,7 +13,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import urlparse
 
 import torch
@@ -273,7 +273,7 @@ def read_checkpoint(checkpoint: str) -> StateDict:
     return state
 
 
-def read_safetensors(path: Path):
+def read_safetensors(path: Path) -> Dict[str, Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -285,7 +285,7 @@ def read_safetensors(path: Path):
         raise ValueError(f'the file is damaged or no safetensors file ({error})') from None
 
 
-def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu'):
+def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu') -> Any:
     """What ``torch.save`` wrote, with an :class:`Inert` in the place of all that is no weight.
 
     Training checkpoints hold more than tensors (an argparse Namespace, mmengine's HistoryBuffers),
@@ -311,10 +311,10 @@ def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: ob
 class Inert:
     """Stands for an object of a checkpoint that is not a weight; does nothing."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state) -> None:
+    def __setstate__(self, state: Any) -> None:
         pass
 
 

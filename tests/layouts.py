@@ -8,7 +8,7 @@ def official_cmt(state):
     """Our CMT state dict (or gradients by our names) under the official names."""
     out = {}
     for key, value in state.items():
-        key = re.sub(r'stem\.layers\.(\d)', lambda m: 'stem_%s%d' % (
+        key = re.sub(r'stem\.layers\.(\d)', lambda m: 'stem_{}{}'.format(
             'norm' if int(m[1]) % 3 else 'conv', int(m[1]) // 3 + 1), key)
         stage = re.match(r'stages\.(\d)\.(.*)', key)
         if stage:
@@ -75,7 +75,8 @@ def mmpretrain_convnext(state):
     out = {'backbone.' + k.replace('dwconv', 'depthwise_conv').replace('pwconv', 'pointwise_conv'): v
            for k, v in state.items() if not re.match(r'norm\d', k)}
     channels = state['downsample_layers.3.1.weight'].shape[0]
-    out.update({'backbone.norm3.weight': torch.full((channels, ), 3.), 'backbone.norm3.bias': torch.ones(channels),
+    out.update({'backbone.norm3.weight': torch.full((channels, ), 3.),
+                'backbone.norm3.bias': torch.ones(channels),
                 'head.fc.weight': torch.zeros(7, channels), 'head.fc.bias': torch.zeros(7)})
     return out
 

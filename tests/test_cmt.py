@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import golden_numbers
@@ -154,9 +153,11 @@ def test_checkpointing_changes_nothing(kwargs):
 
 
 def test_norm_options():
-    norms = [m for m in small(norm_cfg=dict(type='SyncBN', momentum=.01)).modules() if isinstance(m, _BatchNorm)]
+    model = small(norm_cfg=dict(type='SyncBN', momentum=.01))
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     assert norms and all(isinstance(m, torch.nn.SyncBatchNorm) and m.momentum == .01 for m in norms)
-    norms = [m for m in small(norm_cfg=dict(type='BN', requires_grad=False)).modules() if isinstance(m, _BatchNorm)]
+    model = small(norm_cfg=dict(type='BN', requires_grad=False))
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     assert norms and not any(p.requires_grad for m in norms for p in m.parameters())
     model = small(norm_eval=True).train()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]

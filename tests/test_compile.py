@@ -7,7 +7,8 @@ from torch._dynamo.utils import counters
 
 from cmt_backbones import CMT, ConvNeXt
 
-CMT_ARCH = dict(stem_channels=4, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2, pretrain_img_size=64)
+CMT_ARCH = dict(stem_channels=4, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2,
+                pretrain_img_size=64)
 CONVNEXT_ARCH = dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), use_grn=False)
 
 

@@ -16,7 +16,7 @@ def states():
     return {'CMT': CMT('tiny').state_dict(), 'ConvNeXt': ConvNeXt('tiny').state_dict()}
 
 
-FORMS = [('CMT', lambda s: {'model': layouts.official_cmt(s)}, 'an official CMT classifier, CMT \'tiny\''),
+FORMS = [('CMT', lambda s: {'model': layouts.official_cmt(s)}, "an official CMT classifier, CMT 'tiny'"),
          ('CMT', lambda s: {'state_dict': layouts.under('backbone.', s)}, "our CMT, CMT 'tiny'"),
          ('ConvNeXt', layouts.timm_convnext, "a ConvNeXt of timm, ConvNeXt 'tiny'"),
          ('ConvNeXt', lambda s: {'state_dict': layouts.under('module.backbone.', s)}, "Facebook's names")]
@@ -36,7 +36,8 @@ def test_any_layout_in_ours_out(states, family, form, told, suffix, tmp_path, ca
         expected = {k: v for k, v in expected.items() if not k.startswith('norm')}
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[k], expected[k]) for k in expected)
-    model = {'CMT': CMT, 'ConvNeXt': ConvNeXt}[family]('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(out)))
+    init_cfg = dict(type='Pretrained', checkpoint=str(out))
+    model = {'CMT': CMT, 'ConvNeXt': ConvNeXt}[family]('tiny', init_cfg=init_cfg)
     model.init_weights()
     assert all(torch.equal(model.state_dict()[k], expected[k]) for k in expected)
 
@@ -46,7 +47,8 @@ def test_any_layout_in_ours_out(states, family, form, told, suffix, tmp_path, ca
     (['missing.pth', 'out.pth'], 'cannot convert missing.pth: there is no such file'),
     (['in.pth', 'out.pth', '--arch', 'huge'], "--arch must be one of .*not 'huge'"),
     (['in.pth', 'out.pth', '--arch', 'base'], 'wrong shape: .* try another arch'),
-    (['odd.pth', 'out.pth'], r"our CMT, and fills none of \['base', 'small', 'tiny', 'xsmall'\]; --arch tells"),
+    (['odd.pth', 'out.pth'],
+     r"our CMT, and fills none of \['base', 'small', 'tiny', 'xsmall'\]; --arch tells"),
     (['in.pth', 'out.pth', '--prefix', 'neck.'], "no known layout under the prefix 'neck.'"),
 ])
 def test_errors_leave_no_file(states, arguments, message, tmp_path, monkeypatch, capsys):

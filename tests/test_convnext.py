@@ -5,8 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mmcv.ops import roi_align
 from mmengine.registry import MODELS
 
@@ -226,7 +225,7 @@ def test_checkpointing_changes_nothing(arch):
     for with_cp in (False, True):
         model = filled(ConvNeXt(arch, drop_path_rate=.5, with_cp=with_cp)).train()
         ran = []
-        model.stages[2][1].dwconv.register_forward_hook(lambda *_: ran.append(1))
+        model.stages[2][1].dwconv.register_forward_hook(lambda *_, ran=ran: ran.append(1))
         torch.manual_seed(3)  # of the dropped paths
         outs = model(x)
         sum(out.square().sum() for out in outs).backward()

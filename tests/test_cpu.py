@@ -2,8 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from cmt_backbones import CMT, ConvNeXt, cpu
@@ -18,7 +17,8 @@ def relative_error(a, b):
 @settings(max_examples=20)
 @given(st.integers(1, 3), sides, sides, st.integers(9, 16))
 @pytest.mark.parametrize('family, arch', [
-    (CMT, dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=3.6, pretrain_img_size=64)),
+    (CMT, dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=3.6,
+               pretrain_img_size=64)),
     (ConvNeXt, dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), use_grn=False)),
     (ConvNeXt, dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), use_grn=True)),
 ], ids=['CMT', 'ConvNeXt', 'ConvNeXt V2'])
@@ -33,8 +33,8 @@ def test_the_same_maps_in_bands_of_any_size(family, arch, images, height, width,
             assert out.is_contiguous() and relative_error(out, want) < 1e-5
 
 
-@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.sampled_from([(1, 1), (3, 1), (2, 2), (6, 2)]),
-       st.integers(0, 11))
+@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9),
+       st.sampled_from([(1, 1), (3, 1), (2, 2), (6, 2)]), st.integers(0, 11))
 def test_bands(images, height, width, halo_and_stride, band_size):
     """As many convolutions as the halo allows, the first with the stride, on rows of one column each."""
     halo, stride = halo_and_stride

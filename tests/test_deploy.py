@@ -5,9 +5,11 @@ from torch import nn
 
 from cmt_backbones import CMT, ConvNeXt, deploy
 
-CMT_ARCH = dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=2, pretrain_img_size=64)
+CMT_ARCH = dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=2,
+                pretrain_img_size=64)
 CONVNEXT_ARCH = dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), use_grn=False)
-ARCHS = [(CMT, CMT_ARCH), (CMT, 'tiny'), (ConvNeXt, CONVNEXT_ARCH), (ConvNeXt, dict(CONVNEXT_ARCH, use_grn=True)),
+ARCHS = [(CMT, CMT_ARCH), (CMT, 'tiny'), (ConvNeXt, CONVNEXT_ARCH),
+         (ConvNeXt, dict(CONVNEXT_ARCH, use_grn=True)),
          (ConvNeXt, 'tiny')]
 
 
@@ -45,7 +47,8 @@ def test_what_is_folded_is_gone(family, arch):
     if family is CMT:  # two of the stem and the first of each IRFFN precede padding
         assert norms > left == 2 + sum(model.arch['depths'])
     else:
-        assert all(block.gamma is None and block.norm.weight is None for stage in model.stages for block in stage)
+        blocks = [block for stage in model.stages for block in stage]
+        assert all(block.gamma is None and block.norm.weight is None for block in blocks)
 
 
 @pytest.mark.parametrize('family, arch', ARCHS[::2], ids=str)
@@ -53,7 +56,8 @@ def test_training_it_is_an_error(family, arch):
     model = nn.Sequential(family(arch).switch_to_deploy())
     model.eval()
     assert not any(p.requires_grad for p in model.parameters())
-    with pytest.raises(RuntimeError, match=f'this {family.__name__} was switched to its deployed form.*build it anew'):
+    with pytest.raises(RuntimeError,
+                       match=f'this {family.__name__} was switched to its deployed form.*build it anew'):
         model.train()
 
 

@@ -16,13 +16,13 @@ make_shapes = tool.load('make_shapes')
 
 PALETTE = [[10, 20, 30], [230, 60, 60], [60, 120, 230], [60, 190, 80], [240, 200, 40],
            [190, 90, 210]]
-CONFIG = '''
+CONFIG = """
 default_scope = 'mmseg'
 test_dataloader = dict(dataset=dict(
     type='BaseSegDataset', data_root={root!r}, reduce_zero_label={reduce},
     metainfo=dict(classes={classes}, palette={palette}),
     data_prefix=dict(img_path='images/val', seg_map_path='labels/val'), pipeline=[]))
-'''
+"""
 
 
 @pytest.fixture(scope='module', params=[False, True], ids=['background', 'void'])

@@ -34,7 +34,8 @@ def get_flops_config(name):
     return ROOT / 'configs' / f'{name}.py'
 
 
-@pytest.mark.parametrize('arch, size, gmacs', [('tiny', 160, .6258), ('xsmall', 192, 1.5264), ('small', 224, 3.9983),
+@pytest.mark.parametrize('arch, size, gmacs', [('tiny', 160, .6258), ('xsmall', 192, 1.5264),
+                                               ('small', 224, 3.9983),
                                                ('base', 256, 9.2660)])
 def test_backbones_at_their_native_size(arch, size, gmacs):
     import torch

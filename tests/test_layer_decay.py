@@ -12,8 +12,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from cmt_backbones import CMT, ConvNeXt, LayerDecayOptimWrapperConstructor
-from cmt_backbones import cmt, convnext
+from cmt_backbones import CMT, ConvNeXt, LayerDecayOptimWrapperConstructor, cmt, convnext
 
 LR, WD = 2e-4, .05
 CONVNEXT = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 4, 1), use_grn=False)

@@ -16,8 +16,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 import cmt_backbones  # noqa: F401  (registers the backbones)
-from cmt_backbones.openmmlab import CPUDistributedDataParallel
 import processes
+from cmt_backbones.openmmlab import CPUDistributedDataParallel
 from tool import load
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import (OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS,
-                               init_default_scope)
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
 

@@ -93,7 +93,8 @@ def test_random_streams_are_functions_of_where_a_run_is():
 
 
 def test_only_torchrun_starts_cpu_processes():
-    with pytest.raises(ValueError, match='only the pytorch launcher works, not slurm: use tools/dist_train.sh'):
+    with pytest.raises(ValueError,
+                       match='only the pytorch launcher works, not slurm: use tools/dist_train.sh'):
         openmmlab.prepare_cpu_processes(Config(dict(launcher='slurm')))
 
 

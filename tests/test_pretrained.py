@@ -64,15 +64,17 @@ CMT_FORMS = {
     'plain': lambda s: s,
     'plain safetensors': lambda s: s,
     'our detector': lambda s: mmengine_checkpoint(layouts.under('backbone.', s)),
-    'teacher and student': lambda s: {'state_dict': {**layouts.under('teacher.backbone.', s),
-                                                     **{f'student.backbone.{k}': v + 1 for k, v in s.items()}}},
+    'teacher and student': lambda s: {'state_dict': {
+        **layouts.under('teacher.backbone.', s),
+        **{f'student.backbone.{k}': v + 1 for k, v in s.items()}}},
 }
 FORMS = [('CMT', form) for form in CMT_FORMS] + [('ConvNeXt', form) for form in CONVNEXT_FORMS]
 
 
 def official_classifier(state):
     return {**layouts.official_cmt(state), '_fc.weight': torch.zeros(1280, 368, 1, 1),
-            '_fc.bias': torch.zeros(1280), '_bn.weight': torch.ones(1280), 'head.weight': torch.zeros(9, 1280)}
+            '_fc.bias': torch.zeros(1280), '_bn.weight': torch.ones(1280),
+            'head.weight': torch.zeros(9, 1280)}
 
 
 def write(folder, family, form):
@@ -99,9 +101,11 @@ def detector(family, cfg):
         type='RetinaNet', data_preprocessor=dict(type='DetDataPreprocessor'),
         backbone=dict(type=family, arch='tiny', drop_path_rate=0., init_cfg=cfg),
         neck=dict(type='FPN', in_channels=channels, out_channels=8, num_outs=5),
-        bbox_head=dict(type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, anchor_generator=dict(
-            type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3, ratios=[1.0],
-            strides=[4, 8, 16, 32, 64]), bbox_coder=dict(type='DeltaXYWHBBoxCoder'))))
+        bbox_head=dict(
+            type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8,
+            anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
+                                  ratios=[1.0], strides=[4, 8, 16, 32, 64]),
+            bbox_coder=dict(type='DeltaXYWHBBoxCoder'))))
 
 
 def segmentor(family, cfg):
@@ -172,7 +176,8 @@ def test_what_timm_saves_gives_timms_features(name, arch, tmp_path):
     ours.eval()
     x = torch.randn(1, 3, 96, 128)
     with torch.no_grad():
-        for i, (out, feature) in enumerate(zip(ours(x), theirs.forward_intermediates(x, intermediates_only=True))):
+        features = theirs.forward_intermediates(x, intermediates_only=True)
+        for i, (out, feature) in enumerate(zip(ours(x), features)):
             expected = getattr(ours, f'norm{i}')(feature)
             assert (out - expected).norm() / expected.norm() < 1e-5
 
@@ -183,8 +188,9 @@ def test_bias_tables_of_another_resolution_are_resized(tmp_path):
     model.init_weights()
     big = read_checkpoint(str(tmp_path / 'w.pth'))['stages.1.relative_bias.table']
     assert big.shape == (2, 12 * 12, 9)
-    rows = torch.nn.functional.interpolate(big.reshape(2, 12, 12, 9).permute(0, 3, 1, 2), size=(8, 8), mode='bicubic')
-    both = torch.nn.functional.interpolate(rows.reshape(2, 3, 3, 64).permute(0, 3, 1, 2), size=(2, 2), mode='bicubic')
+    interpolate = functools.partial(torch.nn.functional.interpolate, mode='bicubic')
+    rows = interpolate(big.reshape(2, 12, 12, 9).permute(0, 3, 1, 2), size=(8, 8))
+    both = interpolate(rows.reshape(2, 3, 3, 64).permute(0, 3, 1, 2), size=(2, 2))
     expected = both.reshape(2, 64, 4)
     assert torch.allclose(model.stages[1].relative_bias.table, expected, atol=1e-5)
     with torch.no_grad():  # a table and its resize stand for the same bias on a third grid
@@ -200,7 +206,8 @@ def test_part_of_a_backbone_from_a_whole_one(tmp_path):
 
 # ------------------------------------------------------------------ refusals
 
-SMALL = dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=2, pretrain_img_size=64)
+SMALL = dict(stem_channels=4, embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), mlp_ratio=2,
+             pretrain_img_size=64)
 TINY_CONVNEXT = dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 2, 1), use_grn=False)
 
 
@@ -249,7 +256,8 @@ BAD = {
     'a folder': (lambda path: path.mkdir(), 'no such file, it is a folder'),
     'empty': (raw(b''), 'the file is empty; fetch it again'),
     'a web page': (raw(b'\n<!DOCTYPE html><html>404</html>'), 'a web page, not a checkpoint'),
-    'an LFS pointer': (raw(b'version https://git-lfs.github.com/spec/v1\noid sha256:0'), 'run `git lfs pull`'),
+    'an LFS pointer': (raw(b'version https://git-lfs.github.com/spec/v1\noid sha256:0'),
+                       'run `git lfs pull`'),
     'garbage': (raw(os.urandom(5000)), 'the file is damaged, no checkpoint of PyTorch, or holds code'),
     'text': (raw(b'lr: 0.001\n'), 'the file is damaged, no checkpoint'),
     'truncated': (truncated, 'the file is damaged'),
@@ -260,12 +268,15 @@ BAD = {
     'a ResNet': (saved({'conv1.weight': torch.zeros(3), 'layer1.0.bn1.weight': torch.zeros(3)}),
                  r'no known layout among its 2 tensors \(conv1.weight, layer1.0.bn1.weight'),
     'a ConvNeXt': (saved(lambda: ConvNeXt(TINY_CONVNEXT).state_dict()),
-                   r"looks like a ConvNeXt under Facebook's names.*the backbone is a CMT; use type='ConvNeXt'"),
+                   r"looks like a ConvNeXt under Facebook's names.*"
+                   r"the backbone is a CMT; use type='ConvNeXt'"),
     'wider': (saved(lambda: small_state(embed_dims=(8, 16, 32, 64))),
               r'our CMT; \d+ of \d+ weights fit; wrong shape: .* try another arch'),
     'deeper': (saved(lambda: small_state(depths=(1, 1, 3, 1))),
-               r'no place here for: stages.2.blocks.2.* \(depths there: \(1, 1, 3, 1\), here: \(1, 1, 2, 1\)\)'),
-    'shallower': (saved(lambda: small_state(depths=(1, 1, 1, 1))), r'missing: stages.2.blocks.1.*depths there'),
+               r'no place here for: stages.2.blocks.2.* '
+               r'\(depths there: \(1, 1, 3, 1\), here: \(1, 1, 2, 1\)\)'),
+    'shallower': (saved(lambda: small_state(depths=(1, 1, 1, 1))),
+                  r'missing: stages.2.blocks.1.*depths there'),
     'one missing': (saved(lambda: without(small_state(), 'stages.1.norm.bias')),
                     r'(\d+) of \d+ weights fit; missing: stages.1.norm.bias; try'),
     'one of wrong shape': (saved(wrong_shape),
@@ -303,7 +314,8 @@ def test_bad_files(name, tmp_path, monkeypatch):
 def test_convnext_of_other_depth_is_refused():
     wanted = ConvNeXt(TINY_CONVNEXT).state_dict()
     deeper = ConvNeXt(dict(TINY_CONVNEXT, depths=(1, 1, 4, 1))).state_dict()
-    with pytest.raises(ValueError, match=r'no place here for: stages.2.2.*\(1, 1, 4, 1\), here: \(1, 1, 2, 1\)'):
+    with pytest.raises(ValueError,
+                       match=r'no place here for: stages.2.2.*\(1, 1, 4, 1\), here: \(1, 1, 2, 1\)'):
         from cmt_backbones.pretrained import LAYOUTS
         fit(deeper, wanted, LAYOUTS[2])
 

@@ -46,8 +46,8 @@ def options(shapes):
 
 def start(command, **env):
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            start_new_session=True, env=dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1',
-                                                             **env))
+                            start_new_session=True,
+                            env=dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', **env))
 
 
 def finish(process, timeout=300):
@@ -80,7 +80,8 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(shapes, trained, tm
         time.sleep(.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    subprocess.run(['pkill', '-KILL', '-f', str(tmp_path / 'killed')])  # torchrun's workers are sessions of their own
+    # torchrun's workers are sessions of their own
+    subprocess.run(['pkill', '-KILL', '-f', str(tmp_path / 'killed')])
     assert not (tmp_path / 'killed' / f'epoch_{EPOCHS}.pth').exists()
 
     output = finish(train(shapes, tmp_path / 'killed', '--resume'))
@@ -107,17 +108,19 @@ def test_testing_a_checkpoint(shapes, trained, tmp_path):
                str(tmp_path / 'shown'), *options(shapes), 'model.test_cfg.score_thr=0.0']
     output = finish(start(command))
     assert 'coco/bbox_mAP: ' in output
-    predictions = pickle.load(open(tmp_path / 'predictions.pkl', 'rb'))
+    predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
     assert len(predictions) == 3 and all(len(p['pred_instances']['scores']) for p in predictions)
     assert len(list((tmp_path / 'shown').glob('*.jpg'))) == 3
 
 
 def test_testing_with_two_processes_and_flips(shapes, trained, tmp_path):
     out = tmp_path / 'predictions.pkl'
-    output = finish(start(['tools/dist_test.sh', CONFIG, str(trained / f'epoch_{EPOCHS}.pth'), '2', '--work-dir',
+    checkpoint = str(trained / f'epoch_{EPOCHS}.pth')
+    output = finish(start(['tools/dist_test.sh', CONFIG, checkpoint, '2', '--work-dir',
                            str(tmp_path / 'test'), '--tta', '--out', str(out), *options(shapes)]))
     assert 'testing plain and flipped' in output
-    assert len(pickle.load(open(out, 'rb'))) == 3  # the set does not divide by the processes: no image counts twice
+    # the set does not divide by the processes: no image counts twice
+    assert len(pickle.loads(out.read_bytes())) == 3
 
 
 @pytest.mark.parametrize('command, message', [
@@ -125,7 +128,8 @@ def test_testing_with_two_processes_and_flips(shapes, trained, tmp_path):
     (['tools/dist_test.sh', CONFIG, '2'], 'usage: '),
     (['tools/slurm_train.sh', 'partition'], 'usage: slurm_train.sh PARTITION JOB_NAME CONFIG'),
     ([sys.executable, 'tools/test.py', CONFIG, 'x.pth', '--out', 'folder'], 'a .pkl file, not folder'),
-    ([sys.executable, 'tools/test.py', CONFIG, 'x.pth', '--launcher', 'slurm'], 'only the pytorch launcher works'),
+    ([sys.executable, 'tools/test.py', CONFIG, 'x.pth', '--launcher', 'slurm'],
+     'only the pytorch launcher works'),
 ])
 def test_wrong_calls(command, message):
     process = start(command)

@@ -1,4 +1,4 @@
-"""Times models beside one another: `python tools/benchmark.py cmt-s:plain cmt-s cmt-s:deployed --out benchmarks/x`.
+"""Times models beside one another: `python tools/benchmark.py cmt-s:plain cmt-s --out benchmarks/x`.
 
 One process, one run: models take turns, so that whatever else the machine does meets all of them, and
 a ratio of medians stands where a time alone would not. Peak memory is measured in a process of its own for
@@ -7,6 +7,7 @@ tell how near to the machine's limit a model is. Writes JSON, a Markdown table a
 """
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -83,6 +84,12 @@ def status(field):
     return int(re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
 
 
+def same_weights(name, other):
+    """Whether two forms of a backbone compute the same maps."""
+    (family, *options), (family_of_other, *_) = name.split(':'), other.split(':')
+    return family == family_of_other and 'flat' not in options and not Path(family).is_file()
+
+
 def difference(out, reference):
     """The largest relative difference between two tuples of maps."""
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(out, reference))
@@ -103,11 +110,9 @@ def measure(args):
     for i, case in enumerate(tqdm(cases, desc='building, warming up', unit='model')):
         runs[i] = prepare(case['name'], case['shape'], args)
         out = runs[i]()
-        first = case if case['name'] == args.models[0] else first
-        if case is first:
+        if i % len(args.models) == 0:
             reference = out
-        elif not args.train and not Path(case['name'].split(':')[0]).is_file() \
-                and case['name'].split(':')[0] == first['name'].split(':')[0]:
+        elif same_weights(case['name'], args.models[0]) and not args.train:
             case['difference'] = difference(out, reference)
     times = {i: [] for i in [*runs, *rates]}
     for _ in tqdm(range(args.repeats), desc='measuring, in turns', unit='round'):
@@ -131,7 +136,8 @@ def measure(args):
 
 def environment(args):
     cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
-    return dict(device=torch.cuda.get_device_name() if args.device == 'cuda' else (cpu[1] if cpu else platform.machine()),
+    name = cpu[1] if cpu else platform.machine()
+    return dict(device=torch.cuda.get_device_name() if args.device == 'cuda' else name,
                 threads=args.threads, torch=torch.__version__, dtype=args.dtype, batch=args.batch,
                 work='training step' if args.train else 'inference', repeats=args.repeats)
 
@@ -151,7 +157,8 @@ def table(cases, gflops, env):
             f'{share:.0%}' if env['work'] == 'inference' else '',
             f"{case['peak_gb']:.2f}" if 'peak_gb' in case else '',
             f"{case['difference']:.0e}" if 'difference' in case else ''))
-    facts = [f'{key} {value}' for key, value in env.items()] + [f'{k} {v:.0f} GFLOP/s' for k, v in gflops.items()]
+    facts = [f'{key} {value}' for key, value in env.items()]
+    facts += [f'{name} {rate:.0f} GFLOP/s' for name, rate in gflops.items()]
     return '\n'.join([', '.join(facts) + '.', '', *(f"| {' | '.join(row)} |" for row in rows)]) + '\n'
 
 
@@ -174,15 +181,15 @@ def plot(cases, env, path):
                 bar = axis.barh(Path(name).stem, mine[0][key])
                 axis.bar_label(bar, fmt='%.3g', padding=2)
             else:
-                axis.loglog([h * w for h, w in (case['shape'] for case in mine)], [case[key] for case in mine],
-                            marker='o', label=Path(name).stem)
+                pixels = [case['shape'][0] * case['shape'][1] for case in mine]
+                axis.loglog(pixels, [case[key] for case in mine], marker='o', label=Path(name).stem)
         if single:
             axis.invert_yaxis()
             axis.margins(x=.15)
             axis.set_xlabel(label)
         else:
-            pixels = {case['shape'][0] * case['shape'][1]: f"{case['shape'][0]}x{case['shape'][1]}" for case in cases}
-            axis.set_xticks(list(pixels), pixels.values())
+            ticks = {math.prod(case['shape']): '{}x{}'.format(*case['shape']) for case in cases}
+            axis.set_xticks(list(ticks), ticks.values())
             axis.set_xticks([], minor=True)
             axis.set_title(label)
             axis.grid(alpha=.3)
@@ -206,11 +213,12 @@ def main(argv=None):
     parser.add_argument('--batch', type=int, default=1, help='images at a time (default: 1)')
     parser.add_argument('--train', action='store_true', help='forward and backward instead of inference')
     parser.add_argument('--dtype', choices=DTYPES, default='float32', help='training: by autocast')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', choices=('cpu', 'cuda'),
+                        default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of the CPU (default: all cores)')
+    parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of the CPU (default: all)')
     parser.add_argument('--no-memory', action='store_true', help='leave out the peak memory')
-    parser.add_argument('--out', type=Path, metavar='PREFIX', help='write PREFIX.json, PREFIX.md and PREFIX.png')
+    parser.add_argument('--out', type=Path, metavar='PREFIX', help='write PREFIX.json, .md and .png')
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     try:

@@ -19,7 +19,8 @@ OURS = {
 # Swin-T as mmdet's own configs have it; Twins as mmseg's.
 PEERS = {
     'resnet-50': dict(type='mmdet.ResNet', depth=50),
-    'swin-t': dict(type='mmdet.SwinTransformer', embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24]),
+    'swin-t': dict(type='mmdet.SwinTransformer', embed_dims=96, depths=[2, 2, 6, 2],
+                   num_heads=[3, 6, 12, 24]),
     'pvt-s': dict(type='mmdet.PyramidVisionTransformer', num_layers=[3, 4, 6, 3]),
     'twins-pcpvt-s': dict(type='mmseg.PCPVT', embed_dims=[64, 128, 320, 512], num_heads=[1, 2, 5, 8],
                           depths=[3, 4, 6, 3], mlp_ratios=[8, 8, 4, 4], sr_ratios=[8, 4, 2, 1], qkv_bias=True,
@@ -123,11 +124,12 @@ def annotations(model: nn.Module, x: torch.Tensor) -> list:
     if hasattr(model, 'decode_head'):
         from mmseg.structures import SegDataSample
         labels = torch.randint(model.decode_head.num_classes, (len(x), 1, *size))
-        return [SegDataSample(gt_sem_seg=PixelData(data=label),
-                              metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, padding_size=(0, ) * 4)
-                              ).to(x.device) for label in labels]
+        about = dict(img_shape=size, ori_shape=size, pad_shape=size, padding_size=(0, ) * 4)
+        return [SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=about).to(x.device)
+                for label in labels]
     from mmdet.testing import demo_mm_inputs
-    packed = demo_mm_inputs(len(x), [(3, *size)] * len(x), num_items=[10] * len(x), num_classes=80, with_mask=True)
+    n = len(x)
+    packed = demo_mm_inputs(n, [(3, *size)] * n, num_items=[10] * n, num_classes=80, with_mask=True)
     for sample in packed['data_samples']:
         sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
     return [sample.to(x.device) for sample in packed['data_samples']]

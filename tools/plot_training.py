@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (needs the backend to be chosen)
+import matplotlib.pyplot as plt
 
 METRICS = r'mAP|mIoU'
 COLUMNS = 4

@@ -1,9 +1,10 @@
-"""Makes the virtual environment of this project: `python3 tools/setup_env.py`.
+"""Makes the virtual environment of this project: `python3 tools/setup_env.py [--stack onedl]`.
 
-Installs the versions of requirements.txt into .venv, builds mmcv where no wheel of it
-fits, and installs this package in editable mode. A second call with nothing changed
-returns at once. Needs the standard library alone, since it runs before anything is
-installed, and syntax that old Pythons parse, since it tells them that they are too old.
+Installs the versions of requirements.txt and requirements/STACK.txt into .venv (.venv-onedl
+for the onedl stack), builds mmcv where no wheel of it fits, and installs this package in
+editable mode. A second call with nothing changed returns at once. Needs the standard library
+alone, since it runs before anything is installed, and syntax that old Pythons parse, since it
+tells them that they are too old.
 
 The mmcv wheel is kept outside the clone (CMT_BACKBONES_CACHE, by default
 ~/.cache/cmt_backbones) in a folder named after everything that its binary depends on.
@@ -24,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 12))
+# The distribution that provides the module mmcv, and the folder of the environment.
+STACKS = {'openmmlab': ('mmcv', '.venv'), 'onedl': ('onedl-mmcv', '.venv-onedl')}
 DISK_GB = {'environment': 8, 'mmcv': 2}  # measured: 5.5 GB and 1 GB, with room to spare
 
 
@@ -82,9 +85,15 @@ def run(command, log=None, progress=None, **kwargs):
                          % (' '.join(map(str, command)), log))
 
 
+def requirements_of(stack):
+    """The two files that pin the versions of a stack."""
+    return [ROOT / 'requirements.txt', ROOT / 'requirements' / (stack + '.txt')]
+
+
 def pinned(requirements, *names):
-    """The lines of a requirements file for these distributions, in this order."""
-    lines = [line.split('#')[0].strip() for line in requirements.read_text().splitlines()]
+    """The lines of some requirements files for these distributions, in this order."""
+    text = '\n'.join(file.read_text() for file in requirements)
+    lines = [line.split('#')[0].strip() for line in text.splitlines()]
     by_name = {re.split('[<>=]', line)[0]: line for line in lines if line}
     return [by_name[name] for name in names]
 
@@ -150,20 +159,22 @@ def compiled(log):
     return '%s files compiled' % steps[-1] if steps else 'preparing'
 
 
-def set_up(venv, requirements, cache):
-    files = [requirements, ROOT / 'setup.py', Path(__file__)]
+def set_up(stack, venv, cache):
+    mmcv_name = STACKS[stack][0]
+    requirements = requirements_of(stack)
+    files = requirements + [ROOT / 'setup.py', Path(__file__)]
     fingerprint = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()
     stamp = venv / 'set_up_from'
     if stamp.exists() and stamp.read_text() == fingerprint:
         return
     check_disk(venv, DISK_GB['environment'] if not stamp.exists() else 1)
-    print('==> installing %s into %s (5 GB, a few minutes)' % (requirements.name, venv), flush=True)
+    print('==> installing the %s stack into %s (5 GB, a few minutes)' % (stack, venv), flush=True)
     python = make_venv(venv)
     pip = [python, '-m', 'pip', 'install', '--disable-pip-version-check', '--quiet']
-    mmcv, = pinned(requirements, 'mmcv')
+    mmcv, = pinned(requirements, mmcv_name)
     run(pip + pinned(requirements, 'setuptools', 'wheel', 'ninja', 'packaging', 'torch', 'numpy'))
     run(pip + ['--no-deps', mmcv_wheel(python, mmcv, cache)])
-    run(pip + ['--requirement', requirements])
+    run(pip + ['--requirement=%s' % file for file in requirements])
     run(pip + ['--no-deps', '--no-build-isolation', '--editable', ROOT])
     stamp.write_text(fingerprint)
     print('==> ready: %s' % python, flush=True)
@@ -171,13 +182,15 @@ def set_up(venv, requirements, cache):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--venv', type=Path, default=ROOT / '.venv')
-    parser.add_argument('--requirements', type=Path, default=ROOT / 'requirements.txt')
+    parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab',
+                        help="OpenMMLab's packages or the onedl forks of them (default: %(default)s)")
+    parser.add_argument('--venv', type=Path, help='default: .venv, or .venv-onedl')
     args = parser.parse_args()
+    venv = args.venv or ROOT / STACKS[args.stack][1]
     cache = Path(os.environ.get('CMT_BACKBONES_CACHE') or Path.home() / '.cache' / 'cmt_backbones')
     try:
         check_python()
-        set_up(args.venv.absolute(), args.requirements, cache)
+        set_up(args.stack, venv.absolute(), cache)
     except SetupError as error:
         sys.exit('set-up: %s' % error)
 

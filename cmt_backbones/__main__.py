@@ -1,0 +1,76 @@
+"""What a bug report should say about an installation: `python -m cmt_backbones`."""
+import importlib
+import importlib.util
+import platform
+from collections import Counter
+from importlib import metadata
+from typing import Mapping
+
+import torch
+
+from . import __version__
+
+# What is not installed, or does not import, is told and not an error.
+MODULES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'cv2', 'numpy', 'setuptools')
+
+
+def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
+    """The version of a module, the distribution that it comes from, and why it does not import.
+
+    Args:
+        module: For example ``mmseg``, which mmsegmentation or onedl-mmsegmentation may provide.
+        distributions: The distributions that provide a module, by its name.
+    """
+    if importlib.util.find_spec(module) is None:
+        return 'not installed'
+    names = sorted(set(distributions.get(module, [])))
+    line = ', '.join(f'{metadata.version(name)} ({name})' for name in names) or 'not from a distribution'
+    return line + import_error(module)
+
+
+def import_error(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a broken installation raises
+        reason = (str(error).strip().splitlines() or [''])[0]
+        return f'; cannot be imported: {type(error).__name__}: {reason}'
+    return ''
+
+
+def mmcv_operators() -> str:
+    """Whether the compiled operators of mmcv load, and for which CUDA they were compiled."""
+    if importlib.util.find_spec('mmcv') is None:
+        return 'not installed'
+    error = import_error('mmcv.ops')
+    if error:
+        return 'not compiled, or for another torch' + error
+    from mmcv.ops import get_compiler_version, get_compiling_cuda_version
+    return f'compiled with {get_compiler_version()}, CUDA {get_compiling_cuda_version()}'
+
+
+def gpus() -> str:
+    if not torch.cuda.is_available():
+        return 'none'
+    names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return ', '.join(f'{count} x {name}' for name, count in names.items())
+
+
+def report() -> str:
+    """One line for each part."""
+    distributions = metadata.packages_distributions()
+    lines = {
+        'cmt_backbones': __version__,
+        'Python': f'{platform.python_version()} on {platform.platform()}',
+        'torch': f'{torch.__version__}, {torch.get_num_threads()} threads',
+        'CUDA': f'{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}',
+        'GPU': gpus(),
+    }
+    for module in MODULES:
+        lines[module] = module_line(module, distributions)
+        if module == 'mmcv':
+            lines['mmcv.ops'] = mmcv_operators()
+    return '\n'.join(f'{name:14} {line}' for name, line in lines.items())
+
+
+if __name__ == '__main__':
+    print(report())

@@ -1,0 +1,166 @@
+"""The wheel: what it holds, and that it works in an environment with torch and mmengine alone."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import cmt_backbones
+from tool import ROOT
+
+PIP = [sys.executable, '-m', 'pip']
+OFFLINE = ['--quiet', '--no-deps', '--no-index']
+
+
+
+def call(*command, **env):
+    """What a command prints, run where the repository's own package is not found; it must succeed."""
+    kept = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    done = subprocess.run([str(c) for c in command], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=300, cwd='/', env={**kept, **env})
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """Built from a source distribution, so that both hold what they should."""
+    folder = tmp_path_factory.mktemp('build')
+    tree = shutil.copytree(ROOT, folder / 'tree', ignore=shutil.ignore_patterns(
+        '.*', 'build', 'data', 'dist', 'work_dirs', '*.egg-info', '__pycache__'))
+    build = ('import os, sys; from setuptools import build_meta; os.chdir(sys.argv[1]); '
+             'print(build_meta.build_sdist(sys.argv[2]))')
+    sdist = folder / call(sys.executable, '-c', build, tree, folder).split()[-1]
+    call(*PIP, 'wheel', '--no-build-isolation', '--wheel-dir', folder, *OFFLINE, sdist)
+    return next(folder.glob('*.whl'))
+
+
+def closure(*names):
+    """The installed distributions that these need."""
+    found, left = {}, list(names)
+    while left:
+        distribution = metadata.distribution(left.pop())
+        if distribution.name in found:
+            continue
+        found[distribution.name] = distribution
+        for line in distribution.requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({'extra': ''}):
+                left.append(requirement.name)
+    return found
+
+
+def link(distributions, site):
+    """Puts installed distributions into another folder of packages."""
+    for distribution in distributions.values():
+        for name in {file.parts[0] for file in distribution.files} - {'..', '__pycache__'}:
+            if not (site / name).exists():
+                (site / name).symlink_to(distribution.locate_file(name))
+
+
+@pytest.fixture(scope='module')
+def bare(wheel, tmp_path_factory):
+    """The folder of packages of an environment with torch, mmengine and our wheel."""
+    folder = tmp_path_factory.mktemp('bare')
+    venv.create(folder, symlinks=True)
+    site = Path(sysconfig.get_path('purelib', vars=dict(base=str(folder))))
+    mmengine, = set(metadata.packages_distributions()['mmengine'])
+    # onedl-mmengine 0.10.12 imports cv2 without requiring it.
+    link(closure('torch', mmengine, 'opencv-python'), site)
+    call(*PIP, 'install', '--target', site, *OFFLINE, wheel)
+    return folder
+
+
+def test_the_wheel_holds_configs_tools_and_index(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = [path.relative_to(ROOT) for folder in ('configs', 'tools')
+               for path in (ROOT / folder).rglob('*') if path.is_file() and path.suffix != '.pyc']
+    assert len(sources) > 80
+    assert {f'cmt_backbones/.mim/{path}' for path in [*sources, 'model-index.yml']} <= names
+    assert 'cmt_backbones/py.typed' in names
+    assert not [name for name in names if name.startswith(('tests', 'benchmarks', 'configs'))]
+    info = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('/METADATA'))).decode()
+    assert 'Requires-Dist' not in info and 'Requires-Python: >=3.10' in info
+    assert any(name.endswith('LICENSE') for name in names)
+
+
+def test_it_works_with_torch_and_mmengine_alone(bare):
+    code = """
+import sys, torch, mmengine, cmt_backbones
+from mmengine.registry import MODELS
+for name in ('CMT', 'ConvNeXt'):
+    backbone = MODELS.build(dict(type=name, arch='tiny')).eval()
+    print(name, [tuple(out.shape) for out in backbone(torch.zeros(1, 3, 64, 96))])
+print('from', cmt_backbones.__file__)
+others = {'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision'}
+print('beside', others & {name.partition('.')[0] for name in sys.modules})
+"""
+    said = call(bare / 'bin/python', '-I', '-c', code)
+    assert 'CMT [(1, 46, 16, 24), (1, 92, 8, 12), (1, 184, 4, 6), (1, 368, 2, 3)]' in said
+    assert 'ConvNeXt [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]' in said
+    assert re.search(rf'from {re.escape(str(bare))}.*cmt_backbones/__init__.py', said)
+    assert 'beside set()' in said
+
+
+def test_configs_of_the_wheel_by_name(wheel, tmp_path):
+    """In the environment at hand, with mmdet: by mmengine's get_config and as a base."""
+    site = tmp_path / 'site'
+    call(*PIP, 'install', '--target', site, *OFFLINE, wheel)
+    name = 'cmt_backbones::mmdet/retinanet_cmt_s_1x.py'
+    (tmp_path / 'mine.py').write_text(f'_base_ = {name!r}\nmodel = dict(bbox_head=dict(num_classes=3))\n')
+    code = f"""
+import cmt_backbones, mmengine, torch
+from mmengine.hub import get_config
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+print('from', cmt_backbones.__file__, get_config({name!r}).filename)
+cfg = mmengine.Config.fromfile({str(tmp_path / 'mine.py')!r})
+init_default_scope(cfg.default_scope)
+with torch.device('meta'):
+    model = MODELS.build(cfg.model)
+print(type(model).__name__, type(model.backbone).__name__, model.bbox_head.num_classes)
+print(type(HOOKS.build(cfg.custom_hooks[0])).__name__)
+"""
+    said = call(sys.executable, '-c', code, PYTHONPATH=str(site))
+    package = re.escape(str(site / 'cmt_backbones'))
+    assert re.search(rf'from {package}/__init__.py {package}/.mim/configs/mmdet/retinanet_cmt_s_1x.py', said)
+    assert 'RetinaNet CMT 3' in said and 'ResumableRandomness' in said
+
+
+def test_versions_for_a_bug_report(bare):
+    said = call(bare / 'bin/python', '-I', '-m', 'cmt_backbones')
+    lines = dict(re.findall(r'^(\S+) +(.+)$', said, re.MULTILINE))
+    assert lines['cmt_backbones'] == cmt_backbones.__version__
+    assert lines['torch'].startswith(metadata.version('torch'))
+    assert lines['mmcv'] == lines['mmdet'] == lines['mmseg'] == lines['mmcv.ops'] == 'not installed'
+
+
+def test_what_is_missing_is_said_in_one_line(bare):
+    mmengine = next(bare.glob('lib/*/site-packages/mmengine'))
+    hidden = mmengine.rename(mmengine.with_name('hidden'))
+    try:
+        done = subprocess.run([str(bare / 'bin/python'), '-I', '-c', 'import cmt_backbones'], text=True,
+                              capture_output=True)
+    finally:
+        hidden.rename(mmengine)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == ("ImportError: cmt_backbones needs torch and mmengine 0.10 (No module named 'mmengine'): "
+                    '`pip install torch mmengine`, or onedl-mmengine, and see the README for mmdet and mmseg')
+    assert 'During handling' not in done.stderr
+
+
+def test_tools_without_mmdet_say_in_one_line_what_to_install(bare, tmp_path):
+    link(closure('setuptools'), tmp_path)  # without its pkg_resources mmengine 0.10.7 reads no `mmdet::` base
+    tools = next(bare.glob('lib/*/site-packages/cmt_backbones/.mim/tools'))
+    command = [bare / 'bin/python', tools / 'train.py', tools.parent / 'configs/mmdet/retinanet_cmt_s_1x.py']
+    done = subprocess.run([str(part) for part in command], cwd=tmp_path, text=True, capture_output=True,
+                          env=dict(os.environ, PYTHONPATH=str(tmp_path), PYTHONWARNINGS='ignore'))
+    assert done.returncode == 1 and done.stderr.count('\n') == 1, done.stderr
+    assert 'mmdet is not installed' in done.stderr and '`make setup` installs those' in done.stderr
