@@ -12,7 +12,9 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -142,7 +144,7 @@ def environment(args):
                 work='training step' if args.train else 'inference', repeats=args.repeats)
 
 
-def table(cases, gflops, env):
+def table(cases, gflops, env, command):
     """The Markdown of a result; ratios are to the first model, at each size."""
     rows = [('model', 'size', 'median s (min to max)', 'times as fast as the first', 'images/s', 'GMAC',
              'share of the matrix-product rate', 'peak GB', 'difference'), ['---'] * 9]
@@ -159,7 +161,8 @@ def table(cases, gflops, env):
             f"{case['difference']:.0e}" if 'difference' in case else ''))
     facts = [f'{key} {value}' for key, value in env.items()]
     facts += [f'{name} {rate:.0f} GFLOP/s' for name, rate in gflops.items()]
-    return '\n'.join([', '.join(facts) + '.', '', *(f"| {' | '.join(row)} |" for row in rows)]) + '\n'
+    lines = [f'`{command}`', '', ', '.join(facts) + '.', '', *(f"| {' | '.join(row)} |" for row in rows)]
+    return '\n'.join(lines) + '\n'
 
 
 def plot(cases, env, path):
@@ -226,12 +229,13 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     env = environment(args)
-    text = table(cases, gflops, env)
+    command = shlex.join(['python', 'tools/benchmark.py', *(argv or sys.argv[1:])])
+    text = table(cases, gflops, env, command)
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix('.json').write_text(
-            json.dumps(dict(environment=env, gflops=gflops, cases=cases), indent=1) + '\n')
+            json.dumps(dict(command=command, environment=env, gflops=gflops, cases=cases), indent=1) + '\n')
         args.out.with_suffix('.md').write_text(text)
         plot(cases, env, args.out.with_suffix('.png'))
 
