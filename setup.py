@@ -9,7 +9,6 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
-from setuptools.command.develop import develop
 
 ROOT = Path(__file__).resolve().parent
 
@@ -44,18 +43,10 @@ class BuildWithMim(build_py):
 
     def run(self):
         super().run()
-        if getattr(self, 'editable_mode', False):
+        if self.editable_mode:
             put_mim(ROOT / 'cmt_backbones', link)
         else:
             put_mim(Path(self.build_lib) / 'cmt_backbones', copy)
-
-
-class DevelopWithMim(develop):
-    """Editable installations of setuptools and pip from before PEP 660."""
-
-    def run(self):
-        super().run()
-        put_mim(ROOT / 'cmt_backbones', link)
 
 
 setup(
@@ -78,5 +69,5 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['cmt_backbones*']),
     package_data={'cmt_backbones': ['py.typed']},
-    cmdclass={'build_py': BuildWithMim, 'develop': DevelopWithMim},
+    cmdclass={'build_py': BuildWithMim},
 )
