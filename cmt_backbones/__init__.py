@@ -3,7 +3,7 @@
 Importing this registers ``type='CMT'`` and ``type='ConvNeXt'`` in mmengine's root registry, where
 mmdet, mmseg and any other scope find them.
 """
-from . import openmmlab
+from . import hooks, openmmlab, resuming  # noqa: F401  (registers the hooks)
 from .cmt import CMT
 from .convnext import ConvNeXt
 from .layer_decay import LayerDecayOptimWrapperConstructor

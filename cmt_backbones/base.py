@@ -32,7 +32,8 @@ class Backbone(BaseModule):
         cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
         check('init_cfg', init_cfg, all(isinstance(cfg, Mapping) for cfg in cfgs),
               "a dict such as dict(type='Pretrained', checkpoint=FILE_OR_URL), or None")
-        check('frozen_stages', frozen_stages, is_whole(frozen_stages, -1) and frozen_stages <= NUM_STAGES,
+        check('frozen_stages', frozen_stages,
+              is_whole(frozen_stages, -1) and frozen_stages <= NUM_STAGES,
               f'-1 (nothing), 0 (the stem) or 1 to {NUM_STAGES} (the stem and as many stages)')
         check('norm_eval', norm_eval, isinstance(norm_eval, bool), 'True or False')
         check('with_cp', with_cp, isinstance(with_cp, bool), 'True or False')
@@ -100,8 +101,9 @@ class Backbone(BaseModule):
         if len(x) == 1 and max(x.shape[2:]) <= 32 and any(
                 isinstance(m, _BatchNorm) and m.training for part in self.stem_and_stages()[1:]
                 for stage in part for m in stage.modules()):
-            raise ValueError('one image of 32x32 leaves the BatchNorms of the last stages a single value, which '
-                             'has no variance: train on more or larger images, or with norm_eval=True')
+            raise ValueError('one image of 32x32 leaves the BatchNorms of the last stages a single value, '
+                             'which has no variance: train on more or larger images, or with '
+                             'norm_eval=True')
 
     def run_block(self, block: nn.Module, *inputs) -> Tensor:
         """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
@@ -199,8 +201,8 @@ def check_norm_cfg(norm_cfg: Mapping) -> None:
     """Raises ValueError for what is no BatchNorm."""
     check('norm_cfg', norm_cfg, isinstance(norm_cfg, Mapping), "a dict such as dict(type='BN')")
     if norm_cfg.get('type') not in ('BN', 'SyncBN'):
-        raise ValueError(f"norm_cfg['type'] must be 'BN' or 'SyncBN', not {norm_cfg.get('type')!r}: the weights "
-                         'of CMT belong to BatchNorm, and without it CMT does not converge (Table 5)')
+        raise ValueError(f"norm_cfg['type'] must be 'BN' or 'SyncBN', not {norm_cfg.get('type')!r}: the "
+                         'weights of CMT belong to BatchNorm, and without it CMT does not converge (Table 5)')
     valid = dict(type=lambda value: True,
                  requires_grad=lambda value: isinstance(value, bool),
                  eps=lambda value: is_number(value) and 0 < value < 1,

@@ -306,7 +306,8 @@ def check_arch(arch: dict) -> dict:
     check("arch['embed_dims']", dims, are_whole(dims, 1) and not any(d % h for d, h in zip(dims, NUM_HEADS)),
           f'4 widths that divide by their heads {NUM_HEADS}')
     check("arch['depths']", arch['depths'], are_whole(arch['depths'], 1), '4 numbers of blocks')
-    check("arch['stem_channels']", arch['stem_channels'], is_whole(arch['stem_channels'], 1), 'a positive number')
+    check("arch['stem_channels']", arch['stem_channels'], is_whole(arch['stem_channels'], 1),
+          'a positive number')
     check("arch['mlp_ratio']", arch['mlp_ratio'],
           is_number(arch['mlp_ratio']) and 1 <= arch['mlp_ratio'] * min(dims) < float('inf'),
           'a number that leaves the MLPs a channel')
