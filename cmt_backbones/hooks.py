@@ -54,13 +54,13 @@ class FiniteLossHook(Hook):
                    + '; '.join(filter(None, told)))
         if self.skipped > self.max_skipped:
             raise FloatingPointError(
-                f'{message}. The weights are as they were before it. Look at these images and at the learning '
-                f'rate; FiniteLossHook(max_skipped={self.skipped}) in custom_hooks would leave the batch out')
+                f'{message}. The weights are as they were before it. Look at these images and at the '
+                f'learning rate; FiniteLossHook(max_skipped={self.skipped}) in custom_hooks would leave the batch out')
         runner.logger.warning(f'{message}; left out, {self.skipped} of at most {self.max_skipped}')
 
     def describe(self, terms: dict) -> str:
-        values = {name: float(sum(x.mean() for x in (term if isinstance(term, Sequence) else [term])))
-                  for name, term in terms.items()}
+        parts = {name: term if isinstance(term, Sequence) else [term] for name, term in terms.items()}
+        values = {name: float(sum(part.mean() for part in term)) for name, term in parts.items()}
         samples = self.batch.get('data_samples', []) if isinstance(self.batch, dict) else []
         images = [str(sample.metainfo.get('img_path')) for sample in samples]
         return (f'process {get_rank()} has '

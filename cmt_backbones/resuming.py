@@ -48,9 +48,6 @@ class ResumableRandomness(Hook):
 
     def before_train(self, runner) -> None:
         loop, loader = runner.train_loop, runner.train_dataloader
-        if len(loader.dataset) == 0:
-            raise ValueError('the training set is empty: no image of it has annotations of the classes in '
-                             'the config (tools/check_dataset.py tells more)')
         self.by_epoch = not hasattr(loop, 'dataloader_iterator')
         self.seed, = from_first_process(lambda: [runner.seed])
         # A sampler built before the seed of the checkpoint was known has drawn one of its own.
@@ -83,6 +80,12 @@ class ResumableRandomness(Hook):
 
     def after_train_epoch(self, runner) -> None:
         self.epoch_start = runner.iter
+
+    def before_val_epoch(self, runner) -> None:
+        runner.val_dataloader.dataset.__getitems__ = Items(runner.val_dataloader.dataset)
+
+    def before_test_epoch(self, runner) -> None:
+        runner.test_dataloader.dataset.__getitems__ = Items(runner.test_dataloader.dataset)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         meta = checkpoint['meta']
@@ -121,15 +124,13 @@ class ResumableBatches:
             epoch += 1
 
 
-class SeededItems:
-    """A dataset's ``__getitems__``: loads a batch with random numbers of its own."""
+class Items:
+    """A dataset's ``__getitems__`` whose errors name the file that they are about."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __call__(self, seeded_batch: Tuple[Tuple[int, ...], List[int]]) -> list:
-        stream, batch = seeded_batch
-        seed_everything(*stream)
+    def __call__(self, batch: List[int]) -> list:
         return [self.load(index) for index in batch]
 
     def load(self, index: int) -> Any:
@@ -139,6 +140,15 @@ class SeededItems:
             path = self.dataset.get_data_info(index).get('img_path', f'item {index}')
             raise RuntimeError(f'cannot load {path} with its annotations ({type(error).__name__}: {error}); '
                                'tools/check_dataset.py finds all such files') from error
+
+
+class SeededItems(Items):
+    """Loads a batch of :class:`ResumableBatches` with random numbers of its own."""
+
+    def __call__(self, seeded_batch: Tuple[Tuple[int, ...], List[int]]) -> list:
+        stream, batch = seeded_batch
+        seed_everything(*stream)
+        return super().__call__(batch)
 
 
 def build_batch_sampler(cfg: ConfigDict, dataset: Dataset, seed: int) -> BatchSampler:
@@ -176,8 +186,9 @@ EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process that SIGT
 class SaveOnSigterm(Hook):
     """Ends a run that gets SIGTERM, as when a scheduler wants its machine back, so that it can go on.
 
-    All processes finish the iteration, the first one saves ``interrupted.pth`` in the work dir, and all
-    exit with code 143. SIGTERM in a validation breaks that off; the resumed run validates first.
+    All processes finish the iteration (where gradients accumulate, up to the next step), the first one
+    saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
+    that off; the resumed run validates first.
 
     A run that resumes without a file named goes on from the furthest checkpoint of its work dir that is
     whole, with a warning for each that is not.
@@ -215,13 +226,12 @@ class SaveOnSigterm(Hook):
         self.requested = True
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        # Gradients that still accumulate would be lost.
         if any_process(self.requested) and runner.optim_wrapper.should_update():
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         # Each process for itself: the processes need not have as many batches.
-        if self.requested:
+        if self.requested and runner.optim_wrapper.should_update():
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)  # gives the model its own weights back
