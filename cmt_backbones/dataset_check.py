@@ -1,7 +1,7 @@
 """What is wrong with the images and annotations of a config, found before a training finds it.
 
 mmdet and mmseg leave out much without a word: boxes outside their image, unknown categories, images
-without annotations; OpenCV fills what a truncated JPEG lacks with grey. Each of these is told here with
+without annotations; OpenCV 4 fills what a truncated JPEG lacks with grey. Each of these is told here with
 the file that it is in: an error where training would fail or learn from something else than what the
 annotations mean, a warning where it is merely good to know.
 """

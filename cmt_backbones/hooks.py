@@ -55,7 +55,8 @@ class FiniteLossHook(Hook):
         if self.skipped > self.max_skipped:
             raise FloatingPointError(
                 f'{message}. The weights are as they were before it. Look at these images and at the '
-                f'learning rate; FiniteLossHook(max_skipped={self.skipped}) in custom_hooks would leave the batch out')
+                f'learning rate; FiniteLossHook(max_skipped={self.skipped}) in custom_hooks would leave the '
+                'batch out')
         runner.logger.warning(f'{message}; left out, {self.skipped} of at most {self.max_skipped}')
 
     def describe(self, terms: dict) -> str:

@@ -77,7 +77,7 @@ def samples(name, scenes):
 def gradients(model, batch):
     step = model.module if isinstance(model, CPUDistributedDataParallel) else model
     data = step.data_preprocessor(pseudo_collate(batch), training=True)
-    loss, _ = step.parse_losses(model(**data, mode='loss'))
+    loss, _ = step.parse_losses(model.train()(**data, mode='loss'))  # train() is what fixes the BatchNorms
     loss.backward()
     return {key: p.grad.clone() for key, p in step.named_parameters() if p.requires_grad}
 
@@ -87,12 +87,12 @@ def evaluate(scenes, folder):
     cfg = small_runs.detector(scenes, folder)
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        metric = METRICS.build(dict(cfg.val_evaluator, outfile_prefix=f'{folder}/results', collect_dir=f'{folder}/parts'))
+        metric = METRICS.build(dict(cfg.val_evaluator, outfile_prefix=f'{folder}/results'))
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = dataset.metainfo
     for index in DefaultSampler(dataset, shuffle=False):
         sample = dataset[index]['data_samples']
-        boxes = sample.gt_instances.bboxes.tensor / torch.tensor(sample.scale_factor * 2)
+        boxes = sample.gt_instances.bboxes.tensor  # of the image as it is in its file
         off = 1 + 0.1 * torch.rand(boxes.shape, generator=torch.Generator().manual_seed(index))
         scores = torch.rand(len(boxes), generator=torch.Generator().manual_seed(index))
         found = dict(bboxes=boxes * off, labels=sample.gt_instances.labels, scores=scores)
@@ -139,12 +139,12 @@ def check_together(rank, scenes, folder, expected):
         found = gradients(model, samples(name, scenes)[2 * rank:2 * rank + 2])
         assert found.keys() == expected[name].keys()
         for key, value in found.items():
-            assert torch.allclose(value, expected[name][key], rtol=1e-4, atol=1e-5 * expected[name][key].abs().max()
-                                  + 1e-8), (name, key)
+            wanted = expected[name][key]
+            assert (value - wanted).norm() <= 1e-4 * wanted.norm() + 1e-6, (name, key)
 
     metrics = evaluate(scenes, folder)
     if rank == 0:
-        assert metrics == expected['metrics'] and 0.1 < metrics['coco/bbox_mAP'] < 0.9
+        assert metrics == expected['metrics']
 
     for skipped, raises in ((0, True), (1, False)):
         cfg = spoiled(scenes, f'{folder}/spoiled{skipped}', max_skipped=skipped)
@@ -167,6 +167,7 @@ def test_two_processes_compute_what_one_does(scenes, free_port, tmp_path):
     (tmp_path / 'one').mkdir()
     (tmp_path / 'two').mkdir()
     expected['metrics'] = evaluate(scenes, tmp_path / 'one')
+    assert 0 < expected['metrics']['coco/bbox_mAP'] < 1 and len(set(expected['metrics'].values())) > 3
     processes.in_two(check_together, free_port, scenes, tmp_path / 'two', expected)
     one, two = (json.loads((tmp_path / name / 'results.bbox.json').read_text()) for name in ('one', 'two'))
     order = lambda found: (found['image_id'], found['score'])  # noqa: E731
