@@ -4,7 +4,7 @@ Importing this registers ``type='CMT'`` and ``type='ConvNeXt'`` in mmengine's ro
 mmdet, mmseg and any other scope find them.
 """
 try:
-    from . import openmmlab
+    from . import hooks, openmmlab, resuming  # noqa: F401  (registers the hooks)
     from .cmt import CMT
     from .convnext import ConvNeXt
     from .layer_decay import LayerDecayOptimWrapperConstructor

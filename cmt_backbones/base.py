@@ -1,5 +1,6 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
 from contextlib import contextmanager, nullcontext
+from numbers import Integral, Real
 from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -29,11 +30,16 @@ class Backbone(BaseModule):
 
     def __init__(self, out_indices: Sequence[int], frozen_stages: int, norm_eval: bool,
                  with_cp: bool, init_cfg: Optional[dict]) -> None:
+        cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
+        check('init_cfg', init_cfg, all(isinstance(cfg, Mapping) for cfg in cfgs),
+              "a dict such as dict(type='Pretrained', checkpoint=FILE_OR_URL), or None")
+        check('frozen_stages', frozen_stages,
+              is_whole(frozen_stages, -1) and frozen_stages <= NUM_STAGES,
+              f'-1 (nothing), 0 (the stem) or 1 to {NUM_STAGES} (the stem and as many stages)')
+        check('norm_eval', norm_eval, isinstance(norm_eval, bool), 'True or False')
+        check('with_cp', with_cp, isinstance(with_cp, bool), 'True or False')
         super().__init__(init_cfg)
         self.out_indices = check_out_indices(out_indices)
-        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= NUM_STAGES:
-            raise ValueError(f'frozen_stages must be -1 (nothing), 0 (the stem) or 1 to {NUM_STAGES} '
-                             f'(the stem and as many stages), not {frozen_stages!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -85,6 +91,15 @@ class Backbone(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def check_statistics(self, x: Tensor) -> None:
+        """Raises ValueError for images (N, 3, H, W) of which a BatchNorm in training gets one pixel."""
+        if len(x) == 1 and max(x.shape[2:]) <= 32 and any(
+                isinstance(m, _BatchNorm) and m.training for part in self.stem_and_stages()[1:]
+                for stage in part for m in stage.modules()):
+            raise ValueError('one image of 32x32 leaves the BatchNorms of the last stages a single value, '
+                             'which has no variance: train on more or larger images, or with '
+                             'norm_eval=True')
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
@@ -144,8 +159,7 @@ class DropPath(nn.Module):
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> List[List[float]]:
     """Rates that grow linearly from 0 at the first block to `rate` at the last, by stage."""
-    if not 0 <= rate < 1:
-        raise ValueError(f'drop_path_rate must be in [0, 1), not {rate!r}')
+    check('drop_path_rate', rate, is_number(rate) and 0 <= rate < 1, 'in [0, 1)')
     return [r.tolist() for r in torch.linspace(0, rate, sum(depths), device='cpu').split(list(depths))]
 
 
@@ -158,19 +172,55 @@ def choose_arch(arch: Union[str, Mapping], known: Mapping[str, dict]) -> dict:
         return dict(arch)
     what = repr(arch) if isinstance(arch, str) else f'a {type(arch).__name__}'
     if isinstance(arch, Mapping):
-        what = f'a dict without {sorted(keys - set(arch))} and with unknown {sorted(set(arch) - keys)}'
+        unknown = sorted(set(arch) - keys, key=str)
+        what = f'a dict without {sorted(keys - set(arch))} and with unknown {unknown}'
     raise ValueError(f'arch must be one of {sorted(known)}, or a dict with the keys {sorted(keys)}; '
                      f'it is {what}')
 
 
 def check_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     valid = (isinstance(out_indices, Sequence) and len(out_indices) > 0
-             and all(i in range(NUM_STAGES) for i in out_indices)
+             and all(is_whole(i, 0) and i < NUM_STAGES for i in out_indices)
              and list(out_indices) == sorted(set(out_indices)))
     if not valid:
         raise ValueError('out_indices must be ascending stage numbers from 0 to '
                          f'{NUM_STAGES - 1}, such as (1, 2, 3), not {out_indices!r}')
     return tuple(out_indices)
+
+
+def check(name: str, value: object, valid: bool, expected: str) -> None:
+    """Raises ValueError, unless `valid`, for an option that is not what was expected."""
+    if not valid:
+        raise ValueError(f'{name} must be {expected}, not {value!r}')
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def are_whole(values: object, least: int) -> bool:
+    """Whether there is one such number for each stage."""
+    return (isinstance(values, Sequence) and len(values) == NUM_STAGES
+            and all(is_whole(value, least) for value in values))
+
+
+def check_norm_cfg(norm_cfg: Mapping) -> None:
+    """Raises ValueError for what is no BatchNorm."""
+    check('norm_cfg', norm_cfg, isinstance(norm_cfg, Mapping), "a dict such as dict(type='BN')")
+    if norm_cfg.get('type') not in ('BN', 'SyncBN'):
+        raise ValueError(f"norm_cfg['type'] must be 'BN' or 'SyncBN', not {norm_cfg.get('type')!r}: the "
+                         'weights of CMT belong to BatchNorm, and without it CMT does not converge (Table 5)')
+    valid = dict(type=lambda value: True,
+                 requires_grad=lambda value: isinstance(value, bool),
+                 eps=lambda value: is_number(value) and 0 < value < 1,
+                 momentum=lambda value: value is None or is_number(value) and 0 <= value <= 1)
+    for key, value in norm_cfg.items():
+        check('norm_cfg', norm_cfg, key in valid and valid[key](value), "a dict of 'type' and, where wanted, "
+              "'requires_grad' (True or False), 'eps' (in (0, 1)) and 'momentum' (in [0, 1])")
 
 
 def prepare(x: Tensor, stride: int = 32) -> Tensor:
@@ -186,8 +236,11 @@ def prepare(x: Tensor, stride: int = 32) -> Tensor:
 
 
 def check_image(x: Tensor, in_channels: int = 3) -> None:
-    """Raises ValueError unless x is (N, 3, H, W) with H and W of at least 32."""
-    if x.dim() != 4 or x.shape[1] != in_channels:
+    """Raises unless x is (N, 3, H, W), of floating point, with N of at least 1, H and W of 32."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f'expected images as a tensor of floating point, got {what}: normalise them first')
+    if x.dim() != 4 or x.shape[0] == 0 or x.shape[1] != in_channels:
         raise ValueError(f'expected images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}')
     if x.shape[2] < 32 or x.shape[3] < 32:
         raise ValueError('images must be at least 32 pixels high and wide, since the last stage has '

@@ -13,7 +13,19 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import NUM_STAGES, Backbone, DropPath, choose_arch, drop_path_rates, prepare, recomputed
+from .base import (
+    Backbone,
+    DropPath,
+    are_whole,
+    check,
+    check_norm_cfg,
+    choose_arch,
+    drop_path_rates,
+    is_number,
+    is_whole,
+    prepare,
+    recomputed,
+)
 from .cpu import Linear, by_bands, infers_on_cpu
 from .relative_bias import Bias, RelativeBias, attention
 
@@ -71,6 +83,7 @@ class CMT(Backbone):
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
         self.arch = check_arch(choose_arch(arch, ARCHS))
+        check_norm_cfg(norm_cfg)
         self.embed_dims = tuple(self.arch['embed_dims'])
         rates = drop_path_rates(drop_path_rate, self.arch['depths'])
 
@@ -100,6 +113,7 @@ class CMT(Backbone):
             ValueError: If x has another shape.
         """
         padded = prepare(x)
+        self.check_statistics(x)
         height, width = x.shape[2:]
         x = self.stem(padded)  # (N, C, H/2, W/2)
         outs = []
@@ -295,12 +309,9 @@ def to_map(x: Tensor, height: int, width: int) -> Tensor:
 def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:
     """The BatchNorm that an OpenMMLab ``norm_cfg`` describes."""
     settings = dict(norm_cfg)
-    kinds = dict(BN=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)
-    kind, trained = settings.pop('type', None), settings.pop('requires_grad', True)
-    if kind not in kinds:
-        raise ValueError(f"norm_cfg['type'] must be 'BN' or 'SyncBN', not {kind!r}: the weights of "
-                         'CMT belong to BatchNorm, and without it CMT does not converge (Table 5)')
-    return kinds[kind](channels, **settings).requires_grad_(trained)
+    kind = dict(BN=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)[settings.pop('type')]
+    trained = settings.pop('requires_grad', True)
+    return kind(channels, **settings).requires_grad_(trained)
 
 
 def init_module(module: nn.Module) -> None:
@@ -313,14 +324,17 @@ def init_module(module: nn.Module) -> None:
 
 def check_arch(arch: dict) -> dict:
     """Raises ValueError for settings that cannot be built."""
-    dims, depths, size = arch['embed_dims'], arch['depths'], arch['pretrain_img_size']
-    if len(dims) != NUM_STAGES or any(d % h for d, h in zip(dims, NUM_HEADS)):
-        raise ValueError(f"arch['embed_dims'] must be {NUM_STAGES} widths that divide by their heads "
-                         f'{NUM_HEADS}, not {dims!r}')
-    if len(depths) != NUM_STAGES or any(d < 1 for d in depths):
-        raise ValueError(f"arch['depths'] must be {NUM_STAGES} numbers of blocks, not {depths!r}")
-    if size < 32 or size % 32:
-        raise ValueError(f"arch['pretrain_img_size'] must be a multiple of 32, not {size!r}")
+    dims = arch['embed_dims']
+    check("arch['embed_dims']", dims, are_whole(dims, 1) and not any(d % h for d, h in zip(dims, NUM_HEADS)),
+          f'4 widths that divide by their heads {NUM_HEADS}')
+    check("arch['depths']", arch['depths'], are_whole(arch['depths'], 1), '4 numbers of blocks')
+    check("arch['stem_channels']", arch['stem_channels'], is_whole(arch['stem_channels'], 1),
+          'a positive number')
+    check("arch['mlp_ratio']", arch['mlp_ratio'],
+          is_number(arch['mlp_ratio']) and 1 <= arch['mlp_ratio'] * min(dims) < float('inf'),
+          'a number that leaves the MLPs a channel')
+    size = arch['pretrain_img_size']
+    check("arch['pretrain_img_size']", size, is_whole(size, 32) and size % 32 == 0, 'a multiple of 32')
     return arch
 
 

@@ -14,7 +14,16 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from . import deploy
-from .base import NUM_STAGES, Backbone, DropPath, choose_arch, drop_path_rates, prepare
+from .base import (
+    Backbone,
+    DropPath,
+    are_whole,
+    check,
+    choose_arch,
+    drop_path_rates,
+    is_number,
+    prepare,
+)
 from .cpu import Linear, by_bands, infers_on_cpu
 
 # Section 3 of the paper; V2: its official code, models/convnextv2.py. `use_grn` is all that V2
@@ -72,6 +81,9 @@ class ConvNeXt(Backbone):
         self.arch = check_arch(choose_arch(arch, ARCHS))
         self.embed_dims = tuple(self.arch['embed_dims'])
         rates = drop_path_rates(drop_path_rate, self.arch['depths'])
+        check('layer_scale_init_value', layer_scale_init_value,
+              is_number(layer_scale_init_value) and 0 <= layer_scale_init_value < float('inf'),
+              'a number of at least 0')
 
         self.downsample_layers = nn.ModuleList()  # the stem, then what leads from stage to stage
         self.stages = nn.ModuleList()
@@ -222,9 +234,8 @@ def init_module(module: nn.Module) -> None:
 def check_arch(arch: dict) -> dict:
     """Raises ValueError for settings that cannot be built."""
     for key in ('embed_dims', 'depths'):
-        if len(arch[key]) != NUM_STAGES or any(n < 1 for n in arch[key]):
-            raise ValueError(f'arch[{key!r}] must be {NUM_STAGES} positive numbers, '
-                             f'not {arch[key]!r}')
+        check(f'arch[{key!r}]', arch[key], are_whole(arch[key], 1), '4 positive numbers')
+    check("arch['use_grn']", arch['use_grn'], isinstance(arch['use_grn'], bool), 'True or False')
     return arch
 
 

@@ -5,12 +5,12 @@ Each part names the version and the fault, so that it can go when the fault does
 import importlib
 import importlib.metadata
 import logging
-import random
+import os
 import warnings
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mmengine
 import numpy as np
@@ -18,16 +18,14 @@ import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.registry import HOOKS, MODEL_WRAPPERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import nn
 
-from .base import Backbone
 from .pretrained import download, read_torch
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -59,13 +57,13 @@ def objects_of_a_run() -> dict:
     return restored
 
 
-def load_from_disk(filename: str, map_location: Any = None) -> Any:
+def load_from_disk(filename: str, map_location: Any = None, **options: Any) -> Any:
     """Reads a checkpoint for mmengine: tensors and what a run keeps beside them, never code."""
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{filename} cannot be found')
     try:
-        return read_torch(path, objects_of_a_run(), map_location)
+        return read_torch(path, objects_of_a_run(), map_location, **options)
     except ValueError as error:
         raise ValueError(f'cannot load {filename!r}: {error}') from None
 
@@ -74,8 +72,29 @@ def load_from_web(filename: str, map_location: Any = None) -> Any:
     return load_from_disk(str(download(filename)), map_location)
 
 
+class WholeFiles(LocalBackend):
+    """mmengine's files on the disk, but that one is either written whole or not there.
+
+    mmengine 0.10.7 writes a checkpoint in its place: killed meanwhile, it leaves a torn one.
+    """
+
+    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+        with open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def put_text(self, obj: str, filepath: Union[str, Path], encoding: str = 'utf-8') -> None:
+        self.put(obj.encode(encoding), filepath)
+
+
 def register() -> None:
     """What importing the package sets up."""
+    register_backend('local', WholeFiles, force=True, prefixes='')
     CheckpointLoader.register_scheme('', load_from_disk, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)
     # mmengine finds `package::config` through a fixed table of packages. Ours is entered by one of its
@@ -93,66 +112,6 @@ def _is_distribution(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-# ---------------------------------------------------------------------------- randomness
-
-
-@HOOKS.register_module()
-class ResumableRandomness(Hook):
-    """Makes a resumed run draw the random numbers that it would have drawn had it not stopped.
-
-    mmengine restores weights, optimizer and schedule, but neither the random state of the model
-    (drop path, dropout) nor that of the data workers. Here both are functions of the run's seed,
-    the rank and how far the run is, so there is no state to restore.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        # A sampler built before the seed of the checkpoint was known has drawn one of its own.
-        sampler = runner.train_dataloader.sampler
-        if hasattr(sampler, 'seed'):
-            sampler.seed = runner.seed
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        loader = runner.train_dataloader
-        if loader.num_workers == 0 or runner.train_loop.__class__.__name__ == 'IterBasedTrainLoop':
-            return  # an iteration-based loop replays its batches, and with them its workers
-        loader._iterator = None  # workers that persist would carry their state over the epochs
-        loader.worker_init_fn = SeededWorkers(runner.seed, get_rank(), runner.epoch)
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        seed_everything(runner.seed, get_rank(), runner.iter)
-
-
-@HOOKS.register_module()
-class DeployHook(Hook):
-    """Tests backbones in their deployed form, once the checkpoint is loaded."""
-
-    def before_test(self, runner: Runner) -> None:
-        backbones = [m for m in runner.model.modules() if isinstance(m, Backbone)]
-        if not backbones:
-            raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
-        for backbone in backbones:
-            backbone.switch_to_deploy()
-
-
-class SeededWorkers:
-    """A ``worker_init_fn`` that gives every worker of every rank and epoch its own stream."""
-
-    def __init__(self, *stream: int) -> None:
-        self.stream = stream
-
-    def __call__(self, worker_id: int) -> None:
-        seed_everything(*self.stream, worker_id)
-
-
-def seed_everything(*stream: int) -> None:
-    """Seeds Python, NumPy and PyTorch by a hash of some integers."""
-    # With its length, since to SeedSequence (1, 2) and (1, 2, 0) are one.
-    seed, = np.random.SeedSequence([len(stream), *stream]).generate_state(1)
-    random.seed(int(seed))
-    np.random.seed(int(seed))
-    torch.manual_seed(int(seed))
 
 
 # ---------------------------------------------------------------------------- processes on CPUs

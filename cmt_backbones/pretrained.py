@@ -285,7 +285,8 @@ def read_safetensors(path: Path) -> Dict[str, Tensor]:
         raise ValueError(f'the file is damaged or no safetensors file ({error})') from None
 
 
-def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu') -> Any:
+def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu',
+               **options: Any) -> Any:
     """What ``torch.save`` wrote, with an :class:`Inert` in the place of all that is no weight.
 
     Training checkpoints hold more than tensors (an argparse Namespace, mmengine's HistoryBuffers),
@@ -300,7 +301,7 @@ def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: ob
     allowed += [(type('Inert', (Inert, ), {}), name) for name in beside if name not in restored]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, **options)
     except Exception as error:
         # Of PyTorch's several lines, the one that is about this file.
         reason = str(error).split('WeightsUnpickler error:')[-1].strip().split('\n')[0][:200]

@@ -131,7 +131,7 @@ def check_ade20k(cfg, crop, stride, width):
     checkpoint = cfg.default_hooks.checkpoint
     assert (checkpoint.max_keep_ckpts, checkpoint.save_best) == (3, 'mIoU')
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=16)
-    assert [hook.type for hook in cfg.custom_hooks] == ['ResumableRandomness']
+    assert [hook.type for hook in cfg.custom_hooks] == ['ResumableRandomness', 'SaveOnSigterm', 'FiniteLossHook']
 
 
 def test_rates_follow_the_official_schedule():

@@ -17,5 +17,5 @@ fi
 threads=$(($(nproc) / processes))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
-exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" \
+exec "${PYTHON:-python}" "$here/launch.py" "${rendezvous[@]}" --nproc-per-node "$processes" \
     "$here/$script" "$config" "${@:4}" --launcher pytorch

@@ -1,0 +1,298 @@
+"""Resuming: a run that was stopped, in order or not, goes on as one that never was."""
+import logging
+import os
+import random
+import signal
+import threading
+import zipfile
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dist import barrier, broadcast_object_list, get_rank, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import BatchSampler, Dataset
+
+from .hooks import any_process
+from .openmmlab import WholeFiles, load_from_disk
+
+# ---------------------------------------------------------------------------- batches and randomness
+
+
+@HOOKS.register_module()
+class ResumableRandomness(Hook):
+    """Makes a resumed run see the batches and draw the random numbers of one that never stopped.
+
+    mmengine restores weights, optimizer and schedule, but neither the random state of the model
+    (drop path, dropout) nor that of the data workers, nor the place within an epoch. Here batches and
+    randomness are functions of the run's seed, the rank and how far the run is, so there is no state to
+    restore, and the batches that were used are passed over without loading their images.
+
+    An image that cannot be loaded ends the run with an error that names its file.
+    """
+
+    def __init__(self) -> None:
+        self.place = (0, 0)  # batches of the epoch that were used, and how many it has
+        self.epoch_start: Optional[int] = None  # the iteration that the epoch began with
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self.place = checkpoint['meta'].get('place_in_epoch', self.place)
+
+    def before_train(self, runner: Runner) -> None:
+        loop, loader = runner.train_loop, runner.train_dataloader
+        self.by_epoch = not hasattr(loop, 'dataloader_iterator')
+        self.seed, = from_first_process(lambda: [runner.seed])
+        # A sampler built before the seed of the checkpoint was known has drawn one of its own.
+        batch_sampler = build_batch_sampler(runner.cfg.train_dataloader, loader.dataset, self.seed)
+        self.batches = ResumableBatches(batch_sampler, (self.seed, get_rank()), endless=not self.by_epoch)
+        loader.dataset.__getitems__ = SeededItems(loader.dataset)
+        if not self.by_epoch:
+            loop.dataloader_iterator = None  # ends its workers
+        # A DataLoader refuses to have these set, for the sake of iterators under way: there are none.
+        vars(loader).update(sampler=self.batches.sampler, batch_sampler=self.batches, _iterator=None)
+        if not self.by_epoch:
+            self.batches.used = runner.iter
+            # The loop takes as many batches as it has had, to drop them.
+            loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if not self.by_epoch:
+            return
+        (used, length), self.place = self.place, (0, 0)
+        if used and length != len(self.batches):
+            runner.logger.warning(
+                f'the epoch begins anew: the checkpoint is from the midst of one of {length} batches, and '
+                f'with this batch size and number of processes it has {len(self.batches)}')
+            used = 0
+        self.batches.epoch, self.batches.used = runner.epoch, used
+        self.epoch_start = runner.iter - used
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        seed_everything(self.seed, get_rank(), runner.iter)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self.epoch_start = runner.iter
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        runner.val_dataloader.dataset.__getitems__ = Items(runner.val_dataloader.dataset)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        runner.test_dataloader.dataset.__getitems__ = Items(runner.test_dataloader.dataset)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        meta = checkpoint['meta']
+        if self.epoch_start is not None and meta['epoch'] == runner.epoch:
+            meta['place_in_epoch'] = (meta['iter'] - self.epoch_start, len(self.batches))
+
+
+class ResumableBatches:
+    """A batch sampler whose epochs may begin after some batches, and whose batches say what to seed with.
+
+    Args:
+        batch_sampler (BatchSampler): Gives the indices of each batch.
+        stream (Sequence[int]): Seed and rank.
+        endless (bool): Whether epochs follow each other within one iteration.
+    """
+
+    def __init__(self, batch_sampler: BatchSampler, stream: Sequence[int], endless: bool) -> None:
+        self.batch_sampler, self.sampler = batch_sampler, batch_sampler.sampler
+        self.stream, self.endless = stream, endless
+        self.epoch = self.used = 0
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Tuple[Tuple[int, ...], List[int]]]:
+        epoch, used = self.epoch, self.used
+        while True:
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(epoch)
+            for number, batch in enumerate(self.batch_sampler):
+                if used == 0:
+                    yield (*self.stream, epoch, number), batch
+                used = max(used - 1, 0)
+            if not self.endless:
+                return
+            epoch += 1
+
+
+class Items:
+    """A dataset's ``__getitems__`` whose errors name the file that they are about."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __call__(self, batch: List[int]) -> list:
+        return [self.load(index) for index in batch]
+
+    def load(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            path = self.dataset.get_data_info(index).get('img_path', f'item {index}')
+            raise RuntimeError(f'cannot load {path} with its annotations ({type(error).__name__}: {error}); '
+                               'tools/check_dataset.py finds all such files') from error
+
+
+class SeededItems(Items):
+    """Loads a batch of :class:`ResumableBatches` with random numbers of its own."""
+
+    def __call__(self, seeded_batch: Tuple[Tuple[int, ...], List[int]]) -> list:
+        stream, batch = seeded_batch
+        seed_everything(*stream)
+        return super().__call__(batch)
+
+
+def build_batch_sampler(cfg: ConfigDict, dataset: Dataset, seed: int) -> BatchSampler:
+    """The batch sampler of a dataloader's config, as mmengine's Runner builds it."""
+    sampler = DATA_SAMPLERS.build(cfg.sampler, default_args=dict(dataset=dataset, seed=seed))
+    if cfg.get('batch_sampler') is None:
+        return BatchSampler(sampler, cfg.batch_size, cfg.get('drop_last', False))
+    return DATA_SAMPLERS.build(cfg.batch_sampler,
+                               default_args=dict(sampler=sampler, batch_size=cfg.batch_size))
+
+
+def seed_everything(*stream: int) -> None:
+    """Seeds Python, NumPy and PyTorch by a hash of some integers."""
+    # With its length, since to SeedSequence (1, 2) and (1, 2, 0) are one.
+    seed, = np.random.SeedSequence([len(stream), *stream]).generate_state(1)
+    random.seed(int(seed))
+    np.random.seed(int(seed))
+    torch.manual_seed(int(seed))
+
+
+def from_first_process(make: Callable[[], list]) -> list:
+    """What `make` returns in the first process, in all of them."""
+    made = make() if is_main_process() else [None]
+    broadcast_object_list(made)
+    return made
+
+
+# ---------------------------------------------------------------------------- interruption
+
+INTERRUPTED = 'interrupted.pth'
+EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process that SIGTERM ended
+
+
+@HOOKS.register_module()
+class SaveOnSigterm(Hook):
+    """Ends a run that gets SIGTERM, as when a scheduler wants its machine back, so that it can go on.
+
+    All processes finish the iteration (where gradients accumulate, up to the next step), the first one
+    saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
+    that off; the resumed run validates first.
+
+    A run that resumes without a file named goes on from the furthest checkpoint of its work dir that is
+    whole, with a warning for each that is not.
+    """
+
+    priority = 'LOWEST'  # the checkpoint holds what all other hooks did
+
+    def __init__(self) -> None:
+        self.requested = self.validation_due = False
+
+    def before_run(self, runner: Runner) -> None:
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # a test; asking for the loop would build it
+        loaders = [runner.train_dataloader] + ([runner.val_dataloader] if runner.val_loop else [])
+        for loader in loaders:
+            loader.worker_init_fn = partial(heed_own_process, loader.worker_init_fn)
+        if runner._resume and runner._load_from is None:
+            runner._load_from, = from_first_process(lambda: [newest_checkpoint(Path(runner.work_dir))])
+            runner._resume = runner._load_from is not None
+            if not runner._resume:
+                runner.logger.warning(f'nothing to resume from in {runner.work_dir}: starting anew')
+        if is_main_process():
+            for left in Path(runner.work_dir).glob('.*.partial'):  # of a process killed while it wrote
+                left.unlink()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self.validation_due = runner._resume and checkpoint['meta'].get('validation_due', False)
+
+    def before_train(self, runner: Runner) -> None:
+        self.previous = signal.signal(signal.SIGTERM, self.request)
+        if self.validation_due:
+            runner.val_loop.run()
+
+    def request(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if any_process(self.requested) and runner.optim_wrapper.should_update():
+            self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        # Each process for itself: the processes need not have as many batches.
+        if self.requested and runner.optim_wrapper.should_update():
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # gives the model its own weights back
+            self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter, validation_due=True))
+
+    def stop(self, runner: Runner, meta: dict) -> None:
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta)
+        if is_main_process():
+            work_dir = Path(runner.work_dir)
+            WholeFiles().put_text(str(work_dir / INTERRUPTED), work_dir / 'last_checkpoint')
+        runner.logger.warning(f'SIGTERM: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
+        if not meta.get('validation_due'):
+            barrier()  # a launcher ends the others when one has ended
+        raise SystemExit(EXIT_CODE)
+
+    def after_train(self, runner: Runner) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+        interrupted = Path(runner.work_dir) / INTERRUPTED
+        if is_main_process() and last_checkpoint(interrupted.parent) != interrupted:
+            interrupted.unlink(missing_ok=True)
+
+
+def heed_own_process(worker_init_fn: Optional[Callable], worker_id: int) -> None:
+    """A ``worker_init_fn``: a signal to all processes of a run is for those that train to answer.
+
+    PyTorch's data workers end on any SIGTERM, and then their run with an error. One that comes from the
+    process that a worker belongs to still ends it.
+    """
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=exit_with_own_process, daemon=True).start()
+
+
+def exit_with_own_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def last_checkpoint(work_dir: Path) -> Optional[Path]:
+    """What mmengine's note of the last checkpoint names."""
+    note = work_dir / 'last_checkpoint'
+    return Path(note.read_text().strip()) if note.is_file() else None
+
+
+def newest_checkpoint(work_dir: Path) -> Optional[str]:
+    """The furthest checkpoint of a work dir that a run can go on from."""
+    noted = last_checkpoint(work_dir)
+    found = []
+    for path in {*work_dir.glob('*.pth'), *([noted] if noted and noted.is_file() else [])}:
+        try:
+            content = load_from_disk(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
+            if 'optimizer' in content:  # the best one is weights alone
+                found.append((content['meta']['iter'], path.name == INTERRUPTED, path))
+        except (ValueError, KeyError, TypeError) as error:
+            print_log(f'not resuming from {path}: {error}', 'current', logging.WARNING)
+    for _, _, path in sorted(found, reverse=True):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return str(path)
+        print_log(f'not resuming from {path}: {damaged} in it is damaged', 'current', logging.WARNING)
+    return None

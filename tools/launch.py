@@ -1,0 +1,21 @@
+"""torchrun, with exit code 143 where SIGTERM ended the run; torchrun itself would exit with 1.
+
+Signalled itself, it hands the signal on and gives the processes 30 seconds to save a checkpoint.
+"""
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+from cmt_backbones.resuming import EXIT_CODE
+
+if __name__ == '__main__':
+    try:
+        main()
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        if error.get_first_failure()[1].exitcode == EXIT_CODE:  # the processes were signalled
+            sys.exit(EXIT_CODE)
+        raise
