@@ -120,7 +120,7 @@ class CMTClassifier(CMT):
         self.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> Dict[str, object]:
-        """For timm: each block is a layer of its own, or with `coarse` each stage."""
+        """For timm: each block is a layer, or with `coarse` each stage; what feeds a block is with it."""
         return dict(stem=r'^stem', blocks=r'^stages\.(\d+)' if coarse else [
             (r'^stages\.(\d+)\.(?:patch_aggregation|norm|relative_bias)', (0, )),
             (r'^stages\.(\d+)\.blocks\.(\d+)', None)])

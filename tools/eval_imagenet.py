@@ -75,7 +75,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, amp: bo
         ranked = logits.float().topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5)
         sums += torch.stack([ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(labels), device=device)])
         if not dist.is_initialized():
-            bar.set_postfix(top1=f'{100 * sums[0] / sums[2]:.2f}')
+            bar.set_postfix(top1=f'{100 * sums[0] / sums[2]:.2f}', refresh=False)
     if dist.is_initialized():
         dist.all_reduce(sums)
     top1, top5, images = sums.tolist()

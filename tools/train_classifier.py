@@ -164,7 +164,7 @@ class Training:
             if self.ema:
                 self.ema.update(self.model, step)
             total += loss.item()
-            bar.set_postfix(loss=f'{total / i:.3f}')
+            bar.set_postfix(loss=f'{total / i:.3f}', refresh=False)
         for model in (self.model, self.ema.module if self.ema else None):
             if model is not None and self.world > 1:  # each process has running statistics of its own
                 distribute_bn(model, self.world, reduce=True)
