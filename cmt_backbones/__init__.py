@@ -7,8 +7,9 @@ from . import openmmlab
 from .cmt import CMT
 from .convnext import ConvNeXt
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .scaling import scaled_arch
 
 __version__ = '0.1.0'
-__all__ = ['CMT', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor']
+__all__ = ['CMT', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'scaled_arch']
 
 openmmlab.register()

@@ -237,23 +237,23 @@ def _create(variant: str, pretrained: bool, **kwargs) -> nn.Module:
 
 @register_model
 def cmt_tiny(pretrained: bool = False, **kwargs) -> nn.Module:
-    """CMT-Ti, 79.1% of ImageNet's top-1 at 160x160 in the paper."""
+    """CMT-Ti; officially 79.0% of ImageNet's top-1 at 160x160."""
     return _create('cmt_tiny', pretrained, **{'arch': 'tiny', **kwargs})
 
 
 @register_model
 def cmt_xsmall(pretrained: bool = False, **kwargs) -> nn.Module:
-    """CMT-XS, 81.8% at 192x192 in the paper."""
+    """CMT-XS; officially 81.8% at 192x192."""
     return _create('cmt_xsmall', pretrained, **{'arch': 'xsmall', **kwargs})
 
 
 @register_model
 def cmt_small(pretrained: bool = False, **kwargs) -> nn.Module:
-    """CMT-S, 83.5% at 224x224 in the paper."""
+    """CMT-S; officially 83.5% at 224x224."""
     return _create('cmt_small', pretrained, **{'arch': 'small', **kwargs})
 
 
 @register_model
 def cmt_base(pretrained: bool = False, **kwargs) -> nn.Module:
-    """CMT-B, 84.5% at 256x256 in the paper."""
+    """CMT-B; officially 84.5% at 256x256."""
     return _create('cmt_base', pretrained, **{'arch': 'base', 'drop_rate': 0.3, **kwargs})

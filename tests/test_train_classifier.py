@@ -94,8 +94,9 @@ def test_the_checkpoint_fills_a_backbone(trained):
     assert all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
 
 
-RECIPE = ['--preset', 'small', '--epochs', 3, '--warmup-epochs', 1, '--cooldown-epochs', 0, '--ema', 0.9,
-          '--batch-size', 8, '--clip-grad', 1, '--layer-decay', 0.8, *SMALL]
+EPOCHS = 5
+RECIPE = ['--preset', 'small', '--epochs', EPOCHS, '--warmup-epochs', 1, '--cooldown-epochs', 0, '--ema', 0.9,
+          '--batch-size', 8, '--clip-grad', 1, '--layer-decay', 0.8, '--amp', '--with-cp', *SMALL]
 
 
 def test_a_killed_and_resumed_training_ends_with_the_same_weights(data, tmp_path):
@@ -108,7 +109,7 @@ def test_a_killed_and_resumed_training_ends_with_the_same_weights(data, tmp_path
         time.sleep(.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert read(tmp_path / 'killed' / 'last.pth')['epoch'] < 3
+    assert read(tmp_path / 'killed' / 'last.pth')['epoch'] < EPOCHS
 
     main(data, tmp_path / 'killed', *RECIPE, '--resume')
     whole, resumed = (read(tmp_path / name / 'last.pth') for name in ('whole', 'killed'))
