@@ -189,8 +189,8 @@ def square_side(img_size: Union[int, Sequence[int]]) -> int:
     """The side of a square image, given as timm gives it."""
     sides = (img_size, ) if isinstance(img_size, int) else tuple(img_size)
     if len(set(sides)) != 1:
-        raise ValueError(f'img_size is the side of the square that the bias tables are for, not {img_size!r}; '
-                         'images of any size are accepted without it')
+        raise ValueError('img_size is the side of the square that the bias tables are for, not '
+                         f'{img_size!r}; images of any size are accepted without it')
     return sides[0]
 
 
@@ -199,7 +199,8 @@ def unfilled(state: StateDict, wanted: StateDict) -> Tuple[str, ...]:
     if 'head.conv.weight' not in state:
         return ('head.', )
     fc = 'head.fc.weight'
-    return ('head.fc.', ) if fc in wanted and (fc not in state or state[fc].shape != wanted[fc].shape) else ()
+    fits = fc not in wanted or fc in state and state[fc].shape == wanted[fc].shape
+    return () if fits else ('head.fc.', )
 
 
 def arch_of(state: StateDict) -> dict:

@@ -38,8 +38,8 @@ def same(a, b):
 # ---------------------------------------------------------------------------- the official numbers
 
 
-@pytest.mark.parametrize('arch, modes', [('tiny', ['eval', 'train']), ('xsmall', ['eval']), ('small', ['eval']),
-                                         ('base', ['eval'])])
+@pytest.mark.parametrize('arch, modes', [
+    ('tiny', ['eval', 'train']), ('xsmall', ['eval']), ('small', ['eval']), ('base', ['eval'])])
 def test_logits_are_the_official_ones(arch, modes, tmp_path):
     golden = golden_numbers.load('cmt_logits')
     model = timm.create_model(f'cmt_{arch}', drop_rate=0.)
@@ -186,7 +186,8 @@ def test_the_arch_is_read_off_the_weights(arch):
     with torch.device('meta'):
         state = CMT(arch).state_dict()
         found = arch_of(state)
-        assert {k: v.shape for k, v in CMT(found).state_dict().items()} == {k: v.shape for k, v in state.items()}
+        rebuilt = CMT(found).state_dict()
+    assert {k: v.shape for k, v in rebuilt.items()} == {k: v.shape for k, v in state.items()}
     assert {**found, 'mlp_ratio': 0} == {**arch, 'mlp_ratio': 0}
 
 
@@ -231,10 +232,11 @@ def test_heads_that_do_not_fit(tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     backbone = {k: v for k, v in state.items() if not k.startswith('head.')}
     others = {**state, 'head.fc.weight': torch.zeros(9, 1280), 'head.fc.bias': torch.zeros(9)}
-    for broken, message in [(backbone, 'missing: head.conv.weight and 7 more'),
-                            (others, r'wrong shape: head.fc.weight is \(9, 1280\) there and \(5, 1280\) here'),
-                            ({k: v for k, v in state.items() if k != 'head.norm.bias'}, 'missing: head.norm.bias'),
-                            (ConvNeXt('tiny').state_dict(), 'it looks like a ConvNeXt')]:
+    half = {k: v for k, v in state.items() if k != 'head.norm.bias'}
+    for broken, message in [
+            (backbone, 'missing: head.conv.weight and 7 more'),
+            (others, r'wrong shape: head.fc.weight is \(9, 1280\) there and \(5, 1280\) here'),
+            (half, 'missing: head.norm.bias'), (ConvNeXt('tiny').state_dict(), 'it looks like a ConvNeXt')]:
         with pytest.raises(ValueError, match=message):
             model.load_pretrained(file(broken), new_head=False)
         assert same(model.state_dict(), before)
@@ -246,7 +248,7 @@ def test_heads_that_do_not_fit(tmp_path):
     model.load_pretrained(file({'backbone.' + k: v for k, v in backbone.items()}))  # a detector's
     assert same(model.state_dict(), {**before, **backbone})
     with pytest.raises(ValueError, match='missing: head.norm.bias'):  # a new head is whole or not at all
-        model.load_pretrained(file({k: v for k, v in state.items() if k != 'head.norm.bias'}))
+        model.load_pretrained(file(half))
 
 
 def test_a_detector_starts_from_a_classifier(tmp_path):

@@ -34,7 +34,7 @@ def test_factors_and_what_must_divide(phi):
 
 @pytest.mark.parametrize('phi', [-3, -2, -1, -0.5, 0.5, 1, 2, 3])
 def test_flops_follow_the_papers_law(phi):
-    # alpha beta^1.5 gamma^2 is 2.35, which the paper takes for about 2.5: its tolerance, for each unit of phi.
+    # alpha beta^1.5 gamma^2 is 2.35, which the paper takes for about 2.5: its tolerance by unit of phi.
     tolerance = (2.5 / (ALPHA * BETA**1.5 * GAMMA**2))**abs(phi)
     assert 1 / tolerance < gmacs(scaled_arch(phi)) / gmacs(ARCHS['small']) / 2.5**phi < tolerance
 

@@ -28,7 +28,8 @@ from cmt_backbones.pretrained import convert, read_checkpoint
 TRANSFER_SETS = {
     'cifar10': lambda root, train, transform: datasets.CIFAR10(root, train, transform),
     'cifar100': lambda root, train, transform: datasets.CIFAR100(root, train, transform),
-    'cars': lambda root, train, transform: datasets.StanfordCars(root, 'train' if train else 'test', transform),
+    'cars': lambda root, train, transform: datasets.StanfordCars(root, 'train' if train else 'test',
+                                                                 transform),
     'pets': lambda root, train, transform: datasets.OxfordIIITPet(root, 'trainval' if train else 'test',
                                                                    transform=transform),
 }

@@ -89,9 +89,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 def train_loader(args, rank: int, world: int) -> DataLoader:
     whole = dict(scale=(1, 1), ratio=(1, 1)) if args.min_scale == 1 else dict(scale=(args.min_scale, 1))
     transform = create_transform(
-        args.img_size, is_training=True, hflip=args.hflip, vflip=args.vflip, color_jitter=args.color_jitter,
-        auto_augment=args.auto_augment or None, interpolation='bicubic', re_prob=args.erasing, re_mode='pixel',
-        **whole)
+        args.img_size, is_training=True, hflip=args.hflip, vflip=args.vflip,
+        color_jitter=args.color_jitter, auto_augment=args.auto_augment or None,
+        interpolation='bicubic', re_prob=args.erasing, re_mode='pixel', **whole)
     data = open_set(args.dataset, args.data, True, transform)
     if len(data) < args.batch_size * world:
         sys.exit(f'{len(data)} images are less than a step takes, {args.batch_size} on each of {world} '
@@ -151,8 +151,8 @@ class Training:
             with torch.autocast(self.device.type, enabled=self.args.amp):
                 loss = self.loss(self.parallel(images), labels)
             if not loss.isfinite():
-                sys.exit(f'the loss is {loss.item()} in step {step} (epoch {self.epoch + 1}): lower --lr, raise '
-                         '--warmup-epochs, or set --clip-grad 1; --resume goes on after the last epoch')
+                sys.exit(f'the loss is {loss.item()} in step {step} (epoch {self.epoch + 1}): lower --lr, '
+                         'raise --warmup-epochs, or set --clip-grad 1')
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             if self.args.clip_grad:
@@ -219,8 +219,8 @@ def main(argv=None):
     transform = create_transform(args.img_size, interpolation='bicubic', crop_pct=args.crop_pct)
     val = open_set(args.dataset, args.data, False, transform)
     if val.classes != loader.dataset.classes:
-        sys.exit(f'train and val must have the same classes: {set(val.classes) ^ set(loader.dataset.classes)} '
-                 'are in one only')
+        single = set(val.classes) ^ set(loader.dataset.classes)
+        sys.exit(f'train and val must have the same classes: {single} are in one only')
     val_loader = eval_loader(val, args.batch_size * 2, args.workers, rank, world)
     args.out.mkdir(parents=True, exist_ok=True)
     while training.epoch < training.epochs:
@@ -229,8 +229,9 @@ def main(argv=None):
         scores = evaluate(training.weights(), val_loader, device, args.amp)
         if rank == 0:
             training.save(scores['top1'])
-            line = dict(epoch=training.epoch, loss=loss, lr=max(g['lr'] for g in training.optimizer.param_groups),
-                        top1=scores['top1'], top5=scores['top5'], seconds=time.time() - started)
+            lr = max(group['lr'] for group in training.optimizer.param_groups)
+            line = dict(epoch=training.epoch, loss=loss, lr=lr, top1=scores['top1'], top5=scores['top5'],
+                        seconds=time.time() - started)
             line = {k: round(v, 6) for k, v in line.items()}
             with (args.out / 'log.jsonl').open('a') as log:
                 log.write(json.dumps(line) + '\n')
