@@ -34,7 +34,7 @@ def accuracy(args, way, size):
             torch.nn.init.zeros_(module.table)
     transform = create_transform(size, interpolation='bicubic', crop_pct=1., crop_mode='squash')
     data = open_set('folder', args.data, False, transform)
-    return evaluate(model, eval_loader(data, 64, 0), torch.device('cpu'))['top1']
+    return evaluate(model, eval_loader(data, 64, 0, 0, args.every), torch.device('cpu'))['top1']
 
 
 def pair(text):
@@ -47,6 +47,7 @@ parser.add_argument('data', type=Path)
 parser.add_argument('checkpoint')
 parser.add_argument('--sizes', type=pair, nargs='+', default=[(64, 64), (96, 96), (128, 128), (96, 160)],
                     metavar='SIDE or HEIGHTxWIDTH')
+parser.add_argument('--every', type=int, default=1, metavar='N', help='look at every Nth image only')
 parser.add_argument('--out', type=Path, required=True)
 args = parser.parse_args()
 

@@ -10,7 +10,7 @@ def scaled_arch(phi: float) -> dict:
     The paper scales so from CMT-S (phi = 0), and its CMT-Ti, XS and B are close to phi = -2, -1 and
     1; those are adjusted by hand, and are in ``ARCHS``. Here depths are rounded, and the resolution
     to multiples of 32, which alone can change the FLOPs by a sixth. The width, whose steps are fine,
-    makes up for both. Benchmarks/scaling.md has the FLOPs.
+    makes up for both. The FLOPs are in benchmarks/scaling.md.
 
     Args:
         phi (float): Negative for something smaller than CMT-S.
