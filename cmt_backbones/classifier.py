@@ -163,8 +163,9 @@ class CMTClassifier(CMT):
 
     def fold(self, size: Optional[Tuple[int, int]]) -> None:
         super().fold(size)
-        deploy.fold_norm_after(self.head.conv, self.head.norm)
-        self.head.norm = nn.Identity()
+        if isinstance(self.head, Head):  # not pruned
+            deploy.fold_norm_after(self.head.conv, self.head.norm)
+            self.head.norm = nn.Identity()
 
 
 class Head(nn.Module):
