@@ -8,6 +8,7 @@ try:
     from .cmt import CMT
     from .convnext import ConvNeXt
     from .layer_decay import LayerDecayOptimWrapperConstructor
+    from .scaling import scaled_arch
 except ImportError as error:
     if (error.name or '').partition('.')[0] not in ('torch', 'mmengine'):
         raise
@@ -16,6 +17,6 @@ except ImportError as error:
                       'or onedl-mmengine, and see the README for mmdet and mmseg') from None
 
 __version__ = '0.1.0'
-__all__ = ['CMT', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor']
+__all__ = ['CMT', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'scaled_arch']
 
 openmmlab.register()

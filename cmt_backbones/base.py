@@ -223,12 +223,12 @@ def check_norm_cfg(norm_cfg: Mapping) -> None:
               "'requires_grad' (True or False), 'eps' (in (0, 1)) and 'momentum' (in [0, 1])")
 
 
-def prepare(x: Tensor, stride: int = 32) -> Tensor:
+def prepare(x: Tensor, in_channels: int = 3, stride: int = 32) -> Tensor:
     """Checks images, pads them with zeros to sides that divide by the stride, makes them channels-last.
 
     Every grid then divides by the next one. Detectors and segmentors mostly pad so anyway.
     """
-    check_image(x)
+    check_image(x, in_channels)
     # In this form rather than with -width % stride, which torch.compile cannot take for dynamic sizes.
     height, width = ((side + stride - 1) // stride * stride for side in x.shape[2:])
     x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))

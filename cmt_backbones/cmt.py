@@ -63,6 +63,7 @@ class CMT(Backbone):
             freezes scales and offsets. The LayerNorms of the paper stay.
         norm_eval (bool): Keep all BatchNorms in eval mode, for batches too small for statistics.
         with_cp (bool): Recompute blocks in the backward pass, for memory.
+        in_channels (int): Channels of the images.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: an official
             classifier, or a checkpoint of ours.
 
@@ -80,14 +81,17 @@ class CMT(Backbone):
                  norm_cfg: Mapping = dict(type='BN'),
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 in_channels: int = 3,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        check('in_channels', in_channels, is_whole(in_channels, 1), 'a positive number')
+        self.in_channels = in_channels
         self.arch = check_arch(choose_arch(arch, ARCHS))
         check_norm_cfg(norm_cfg)
         self.embed_dims = tuple(self.arch['embed_dims'])
         rates = drop_path_rates(drop_path_rate, self.arch['depths'])
 
-        self.stem = Stem(self.arch['stem_channels'], norm_cfg)
+        self.stem = Stem(in_channels, self.arch['stem_channels'], norm_cfg)
         self.stages = nn.ModuleList()
         channels = self.arch['stem_channels']
         for i in range(self.out_indices[-1] + 1):
@@ -103,7 +107,7 @@ class CMT(Backbone):
         """Maps of the chosen stages.
 
         Args:
-            x (Tensor): Images (N, 3, H, W), H and W of at least 32.
+            x (Tensor): Images (N, in_channels, H, W), H and W of at least 32.
 
         Returns:
             tuple[Tensor]: For each of ``out_indices`` a contiguous (N, C_i, ceil(H / s_i),
@@ -112,7 +116,7 @@ class CMT(Backbone):
         Raises:
             ValueError: If x has another shape.
         """
-        padded = prepare(x)
+        padded = prepare(x, self.in_channels)
         self.check_statistics(x)
         height, width = x.shape[2:]
         x = self.stem(padded)  # (N, C, H/2, W/2)
@@ -147,12 +151,12 @@ class CMT(Backbone):
 class Stem(nn.Module):
     """Three 3x3 convolutions, the first with stride 2 (section 3.1)."""
 
-    def __init__(self, channels: int, norm_cfg: Mapping) -> None:
+    def __init__(self, in_channels: int, channels: int, norm_cfg: Mapping) -> None:
         super().__init__()
         self.layers = nn.Sequential()
         for i in range(3):
             self.layers.extend([
-                nn.Conv2d(channels if i else 3, channels, 3, stride=1 if i else 2, padding=1),
+                nn.Conv2d(channels if i else in_channels, channels, 3, stride=1 if i else 2, padding=1),
                 nn.GELU(),
                 batch_norm(channels, norm_cfg),
             ])

@@ -111,6 +111,9 @@ def from_official_cmt(state: StateDict) -> StateDict:
         (r'\.mlp\.proj_bn', '.ffn.norm2'),
         (r'\.mlp\.conv2\.0', '.ffn.project'),
         (r'\.mlp\.conv2\.1', '.ffn.norm3'),
+        (r'^head\.', 'head.fc.'),  # the rest is the classifier's
+        (r'^_fc\.', 'head.conv.'),
+        (r'^_bn\.', 'head.norm.'),
     ])
     for key in [k for k in state if '.attn.k.' in k]:
         value_key = key.replace('.attn.k.', '.attn.v.')

@@ -1,4 +1,9 @@
-"""Compares with the numbers that the official implementations give (tests/golden)."""
+"""Compares with the numbers that the official implementations give (tests/golden).
+
+`cmt_logits.npz` is what the official classifiers (github.com/ggjy/CMT.pytorch, cmt.py, run in float64 with
+today's timm layers and the head's dropout off) answer to images of their native size, with the formula's
+weights: `<arch>/eval` and `<arch>/train` in those modes, and `<arch>/n_params`.
+"""
 import sys
 from pathlib import Path
 

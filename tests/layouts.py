@@ -5,9 +5,11 @@ import torch
 
 
 def official_cmt(state):
-    """Our CMT state dict (or gradients by our names) under the official names."""
+    """Our CMT state dict (or gradients by our names) under the official names, with a classifier's head."""
     out = {}
     for key, value in state.items():
+        for ours, theirs in [(r'^head\.fc', 'head'), (r'^head\.conv', '_fc'), (r'^head\.norm', '_bn')]:
+            key = re.sub(ours, theirs, key)
         key = re.sub(r'stem\.layers\.(\d)', lambda m: 'stem_{}{}'.format(
             'norm' if int(m[1]) % 3 else 'conv', int(m[1]) // 3 + 1), key)
         stage = re.match(r'stages\.(\d)\.(.*)', key)
