@@ -101,8 +101,10 @@ class CMT(Backbone):
         check_image(x)
         height, width = x.shape[2:]
         # Every grid then divides by the next one and by the reductions. Detectors and segmentors
-        # mostly pad so anyway; what the padding adds at the border is cut off below.
-        x = F.pad(x, (0, -width % 32, 0, -height % 32))
+        # mostly pad so anyway; what the padding adds at the border is cut off below. Written so that
+        # torch.export, with symbols for the sizes, sees that the padded ones divide by 32.
+        rows, columns = -(-height // 32), -(-width // 32)
+        x = F.pad(x, (0, 32 * columns - width, 0, 32 * rows - height))
         x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (N, C, H/2, W/2)
         outs = []
         for i, stage in enumerate(self.stages):

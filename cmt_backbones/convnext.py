@@ -105,7 +105,8 @@ class ConvNeXt(Backbone):
         height, width = x.shape[2:]
         # The official code drops the rows and columns that a stride leaves over; heads rather
         # expect the ceiling. Detectors and segmentors mostly pad so anyway.
-        x = F.pad(x, (0, -width % 32, 0, -height % 32))
+        rows, columns = -(-height // 32), -(-width // 32)
+        x = F.pad(x, (0, 32 * columns - width, 0, 32 * rows - height))
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, stage in enumerate(self.stages):
