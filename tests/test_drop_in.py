@@ -2,10 +2,12 @@
 own inferencers and commands on configs of ours."""
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import mmdet
 import numpy as np
 import pytest
@@ -105,7 +107,6 @@ def checkpoint(path: Path, name: str, meta: dict) -> list[str]:
 
 def test_det_inferencer(tmp_path, shapes):
     from mmdet.apis import DetInferencer
-    from mmdet.registry import DATASETS  # noqa: F401
     model = checkpoint(tmp_path, 'mmdet/retinanet_cmt_ti_shapes', dict(classes=shapes.classes))
     with DefaultScope.overwrite_default_scope('mmdet'):
         inferencer = DetInferencer(*model, device='cpu', palette='random', show_progress=False)
@@ -157,6 +158,7 @@ def trained(shapes, tmp_path_factory):
     """The config and the work dir of mmdet's own training command."""
     work_dir = tmp_path_factory.mktemp('work')
     options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.logger.interval=1',
+               'model.test_cfg.score_thr=0.0',  # untrained, nothing would be above the real threshold
                f'val_evaluator.ann_file={shapes.folder}/annotations/val.json',
                f'test_evaluator.ann_file={shapes.folder}/annotations/val.json']
     options += [f'{split}_dataloader.dataset.data_root={shapes.folder}/' for split in ('train', 'val', 'test')]
@@ -173,28 +175,35 @@ def test_mmdets_training_command(trained):
     assert '"loss_bbox": ' in text and '"coco/bbox_mAP": ' in text
 
 
-def test_mmdets_analysis_of_logs(trained, tmp_path):
-    pytest.importorskip('seaborn', reason='mmdet analyses logs with seaborn, which it does not require')
+@pytest.fixture
+def analyse(monkeypatch, capsys):
+    """Runs one of mmdet's analysis commands and returns what it prints."""
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        runpy.run_path(str(MMDET / 'tools/analysis_tools' / name), run_name='__main__')
+        return capsys.readouterr().out
+    matplotlib.use('agg')
+    return run
+
+
+def test_mmdets_analysis_of_logs(trained, analyse, tmp_path):
     log, = trained[1].glob('*/vis_data/scalars.json')
-    tools = MMDET / 'tools/analysis_tools/analyze_logs.py'
-    run(tools, 'plot_curve', log, '--keys', 'loss_cls', 'loss_bbox', '--out', tmp_path / 'curve.png')
+    analyse('analyze_logs.py', 'plot_curve', log, '--keys', 'loss_cls', 'loss_bbox', '--out', tmp_path / 'curve.png')
     assert (tmp_path / 'curve.png').stat().st_size > 5000
-    assert 'average iter time' in run(tools, 'cal_train_time', log)
+    assert 'average iter time' in analyse('analyze_logs.py', 'cal_train_time', log)
 
 
-def test_mmdets_analysis_of_predictions(trained, tmp_path):
+def test_mmdets_analysis_of_predictions(trained, analyse, tmp_path):
     config, work_dir = trained
     out = tmp_path / 'predictions.pkl'
     run(MMDET / 'tools/test.py', config, work_dir / 'epoch_1.pth', '--work-dir', tmp_path, '--out', out)
-    tools = MMDET / 'tools/analysis_tools'
-    run(tools / 'confusion_matrix.py', config, out, tmp_path)
+    analyse('confusion_matrix.py', config, out, tmp_path)
     assert (tmp_path / 'confusion_matrix.png').stat().st_size > 5000
-    assert 'bbox_mAP' in run(tools / 'eval_metric.py', config, out)
+    assert 'bbox_mAP' in analyse('eval_metric.py', config, out)
 
 
-def test_mmdets_flops_and_pictures_of_the_data(trained, tmp_path):
+def test_mmdets_flops_and_pictures_of_the_data(trained, analyse, tmp_path):
     config, _ = trained
-    tools = MMDET / 'tools/analysis_tools'
-    assert re.search(r'Flops: \d', run(tools / 'get_flops.py', config, '--num-images', 1))
-    run(tools / 'browse_dataset.py', config, '--output-dir', tmp_path, '--not-show', '--show-interval', 0)
+    assert re.search(r'Flops: \d', analyse('get_flops.py', config, '--num-images', 1))
+    analyse('browse_dataset.py', config, '--output-dir', tmp_path, '--not-show', '--show-interval', 0)
     assert len([*tmp_path.iterdir()]) == 8
