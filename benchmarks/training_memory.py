@@ -1,4 +1,4 @@
-"""Peak memory of training steps on a CPU, in float32: `python benchmarks/training_memory.py CONFIG --images 1`.
+"""Peak memory of a training step on a CPU, in float32: `python benchmarks/training_memory.py CONFIG --images 1`.
 
 Weights, gradients, AdamW's averages and activations, above what the libraries take before the model is
 there. One config a process, since a peak stays.
@@ -46,8 +46,11 @@ batch = (detection_batch if detector else segmentation_batch)(args.images, *shap
 before = peak()
 model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
 optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-6))
-for _ in range(2):  # the first one makes the averages, the second has them beside its activations
-    model.train_step(batch, optimizer)
+for p in model.parameters():
+    p.grad = torch.zeros_like(p)
+optimizer.step()  # makes the averages, which are there in all steps but the first
+optimizer.zero_grad()
+model.train_step(batch, optimizer)
 weights = sum(p.numel() for p in model.parameters()) * 4 / 1e9
 print(f'{args.config}, {args.images} of {shape[0]}x{shape[1]}: {peak() - before:.1f} GB, of which weights, '
       f'gradients and averages {4 * weights:.1f}')

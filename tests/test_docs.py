@@ -267,3 +267,12 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r'\]\((?!http)([^)#]+)', page.read_text()):
             assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+@pytest.mark.parametrize('page', sorted((tool.ROOT / 'benchmarks').glob('*.md')), ids=lambda page: page.stem)
+def test_commands_of_the_benchmarks(page):
+    """They take hours and data of others: here, that bash can read them and that what they call is there."""
+    for block in blocks(page, 'sh'):
+        subprocess.run(['bash', '-n', '-c', block], check=True, timeout=60)
+        for path in re.findall(r'(?:tools|benchmarks|configs)/[\w/.-]+\.(?:py|sh)\b', block):
+            assert (tool.ROOT / path).is_file(), path
