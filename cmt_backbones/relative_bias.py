@@ -11,7 +11,7 @@ on heads that are m0 wider. The (n, m) matrix, 64 million numbers in CMT's first
 1280x800, is never made, forward or backward, and any attention kernel will do.
 """
 from contextlib import nullcontext
-from typing import NamedTuple, Tuple, Union
+from typing import NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -65,12 +65,12 @@ class RelativeBias(nn.Module):
         """
         if torch.is_grad_enabled() and self.table.requires_grad:
             return self.factors(query_grid, key_grid)
-        if (tuple(query_grid), tuple(key_grid)) == (self.query_grid, self.key_grid):
+        grids = tuple(query_grid), tuple(key_grid)
+        if are_numbers(*grids) and grids == (self.query_grid, self.key_grid):
             # Detached: fused kernels refuse a mask that is a parameter, even without gradients.
             return self.table.detach()[None]
-        factors = self.factors(query_grid, key_grid)
-        n, m = factors.query.shape[1], len(factors.key)
-        if infers_on_cpu(factors.query) and n * m <= WHOLE_BIAS_SIZE:
+        factors = self.factors(*grids)
+        if infers_on_cpu(self.table) and factors.query.shape[1] * factors.key.shape[0] <= WHOLE_BIAS_SIZE:
             return (factors.query @ factors.key.T)[None]
         return factors
 
@@ -167,8 +167,13 @@ def bicubic_matrix(size_in: int, size_out: int, like: Tensor) -> Tensor:
     ``align_corners=False``, a = -0.75, no antialiasing. Equal sizes give the identity.
     """
     identity = torch.eye(size_in, dtype=like.dtype, device=like.device)
-    if size_in == size_out:
+    if are_numbers([size_out]) and size_in == size_out:
         return identity
     columns = identity[None, :, :, None]  # (1, which sample, position, 1)
     resized = F.interpolate(columns, size=(size_out, 1), mode='bicubic', align_corners=False)
     return resized[0, :, :, 0].T
+
+
+def are_numbers(*grids: Sequence[int]) -> bool:
+    """Whether sizes are known: torch.export has symbols for dynamic ones, and comparing one binds it."""
+    return all(isinstance(side, int) for grid in grids for side in grid)

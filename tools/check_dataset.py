@@ -6,6 +6,7 @@ warnings alone.
 import argparse
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ def main():
     for split in args.split:
         if cfg.get(f'{split}_dataloader') is None:
             raise SystemExit(f'{Path(args.config).name} has no {split}_dataloader: choose others by --split')
-        progress = lambda images, total: tqdm(images, f'checking {split}', total, unit='image')  # noqa: E731
+        progress = partial(tqdm, desc=f'checking {split}', unit='image')
         found = dataset_check.check_config(cfg, split, args.processes, progress)
         problems += found
         for problem in found:

@@ -84,6 +84,16 @@ def legend(classes: list[str], colours: np.ndarray, width: int) -> Image.Image:
     return out
 
 
+def above_legend(pictures: list[Image.Image], classes: list[str], colours: np.ndarray) -> Image.Image:
+    """Pictures side by side over the names of classes and their colours (n, 3), uint8."""
+    row = tile(pictures, len(pictures))
+    names = legend(classes, colours, row.width)
+    out = Image.new('RGB', (row.width, row.height + GAP + names.height), PAPER)
+    out.paste(row, (0, 0))
+    out.paste(names, (0, row.height + GAP))
+    return out
+
+
 def draw(image: np.ndarray, real: np.ndarray, found: np.ndarray, classes: tuple[str, ...],
          palette: list) -> Image.Image:
     """Draws an image, its truth, a prediction and a legend.
@@ -97,16 +107,12 @@ def draw(image: np.ndarray, real: np.ndarray, found: np.ndarray, classes: tuple[
     colours[:len(palette)] = palette
     counts = real != OPEN
     right = f'{(real == found)[counts].mean():.1%} of pixels right' if counts.any() else 'no truth'
-    pictures = tile([
+    pictures = [
         titled(enlarge(image, cv2.INTER_CUBIC), 'image'),
         titled(enlarge(colours[real], cv2.INTER_NEAREST), 'truth'),
-        titled(enlarge(colours[found], cv2.INTER_NEAREST), f'prediction ({right})')], 3)
+        titled(enlarge(colours[found], cv2.INTER_NEAREST), f'prediction ({right})')]
     seen = np.union1d(real[counts], found)
-    names = legend([classes[label] for label in seen], colours[seen], pictures.width)
-    out = Image.new('RGB', (pictures.width, pictures.height + GAP + names.height), PAPER)
-    out.paste(pictures, (0, 0))
-    out.paste(names, (0, pictures.height + GAP))
-    return out
+    return above_legend(pictures, [classes[label] for label in seen], colours[seen])
 
 
 def draw_all(dataset, folder: Path, images: int, out: Path) -> int:

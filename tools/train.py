@@ -17,6 +17,7 @@ def parse_args():
                         help='scale the learning rate to the number of GPUs')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
                         help='go on from this checkpoint, or without FILE from the latest in the work dir')
+    parser.add_argument('--tensorboard', action='store_true', help='log for TensorBoard too, into the work dir')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, such as train_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -39,6 +40,8 @@ def main():
             raise SystemExit('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: '
                              'the batch size, over all GPUs, that its learning rate is for')
         cfg.auto_scale_lr.enable = True
+    if args.tensorboard:
+        cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend'))
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     Runner.from_cfg(cfg).train()

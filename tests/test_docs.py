@@ -1,0 +1,278 @@
+"""Every command of README and docs/: run on small drawn data, or taken apart and checked piece by piece."""
+import argparse
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import tool
+
+PAGES = [tool.ROOT / 'README.md', *sorted((tool.ROOT / 'docs').glob('*.md'))]
+RUN_WHOLE = ('own_dataset.md', 'position_bias.md')  # their commands are run as they stand
+TRUSTED = {  # that need a network, a display or an hour
+    'pip install .', 'pip install onnx onnxscript onnxruntime', 'tensorboard --logdir work_dirs',
+    'source .venv/bin/activate'}
+URLS = {'http://images.cocodataset.org/zips/train2017.zip', 'http://images.cocodataset.org/zips/val2017.zip',
+        'http://images.cocodataset.org/annotations/annotations_trainval2017.zip',
+        'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'}
+
+for name in ('draw_detections', 'draw_segmentation', 'trained_model'):
+    sys.modules.setdefault(name, tool.load(name))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```', page.read_text(), re.M | re.S)
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a block, each on one line and without its comment."""
+    lines = re.sub(r'\\\n\s*', '', text).splitlines()
+    lines = [re.sub(r'(^|\s+)#.*', '', line).strip() for line in lines]
+    return [line for line in lines if line]
+
+
+COMMANDS = [(page.name, command) for page in PAGES for block in blocks(page, 'sh') for command in commands(block)]
+
+
+def test_there_are_commands_on_the_pages():
+    assert {'README.md', 'training.md', 'own_dataset.md', 'inference.md', 'contributing.md'} <= {c[0] for c in COMMANDS}
+    assert len(COMMANDS) > 40
+
+
+# ---------------------------------------------------------------------------- taken apart
+
+
+class Parsed(Exception):
+    """Ends a command once it has accepted its arguments, which this holds."""
+
+
+def parsed(script: str, arguments: list[str], monkeypatch) -> argparse.Namespace:
+    """The arguments of a Python script of this repository, by its own parser; SystemExit if it refuses them."""
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser, *args, **kwargs):
+        raise Parsed(original(parser, *args, **kwargs))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
+        patch.setattr(sys, 'argv', [script, *arguments])
+        patch.syspath_prepend(str((tool.ROOT / script).parent))
+        spec = importlib.util.spec_from_file_location('command', tool.ROOT / script)
+        module = importlib.util.module_from_spec(spec)
+        with pytest.raises(Parsed) as caught:
+            spec.loader.exec_module(module)
+            module.main()
+    return caught.value.args[0]
+
+
+def check_python(arguments: list[str], monkeypatch) -> None:
+    """`python SCRIPT ARGUMENTS`: the script takes them, and what they name is there."""
+    script, *rest = arguments
+    if script == 'benchmarks/segmentation_memory.py':  # three plain arguments
+        config, height, width = rest
+        assert int(height) > 0 and int(width) > 0
+    else:
+        config = getattr(parsed(script, rest, monkeypatch), 'config', None)
+    if config is not None:
+        assert Config.fromfile(tool.ROOT / str(config)).model
+
+
+def check_pytest(arguments: list[str]) -> None:
+    assert all((tool.ROOT / name).is_file() for name in arguments)
+
+
+def launched(command: str, program: str, tmp_path: Path) -> list[str]:
+    """What a shell script hands to a program, in whose place an echo stands."""
+    echo = tmp_path / program
+    echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    done = subprocess.run(['bash', '-c', command], cwd=tool.ROOT, env=env, text=True, timeout=60, stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    return done.stdout.splitlines()
+
+
+def check_launcher(command: str, tmp_path: Path, monkeypatch) -> None:
+    """tools/dist_*.sh and tools/slurm_*.sh: torchrun or srun takes its part, train.py or test.py the rest."""
+    slurm = 'slurm_' in command
+    handed = launched(command, 'srun' if slurm else 'python', tmp_path)
+    at, = (i for i, part in enumerate(handed) if re.search(r'tools/(train|test)\.py$', part))
+    if slurm:
+        options = dict(zip(handed[:at], handed[1:at]))
+        assert {'--partition', '--job-name', '--gres', '--ntasks', '--ntasks-per-node'} <= {*options}
+        expected = re.search(r'\bGPUS=(\d+)', command)
+        assert options['--ntasks'] == (expected[1] if expected else '8')
+    else:
+        from torch.distributed.run import get_args_parser
+        first = next(i for i, part in enumerate(handed) if part in ('--standalone', '--nnodes'))
+        torchrun = get_args_parser().parse_args(handed[first:at + 1])
+        assert int(torchrun.nproc_per_node) in (2, 4, 8)
+        nodes = re.match(r'NNODES=(\d+) NODE_RANK=(\d+) MASTER_ADDR=(\S+) PORT=(\d+)', command)
+        if nodes:
+            assert (torchrun.nnodes, str(torchrun.node_rank), torchrun.master_addr,
+                    str(torchrun.master_port)) == nodes.groups()
+    script = re.search(r'tools/\w+\.py$', handed[at])[0]
+    check_python([script, *handed[at + 1:]], monkeypatch)
+
+
+def check_make(arguments: list[str]) -> None:
+    subprocess.run(['make', '-n', *arguments], cwd=tool.ROOT, check=True, stdout=subprocess.PIPE, timeout=60)
+
+
+def check_download(arguments: list[str]) -> None:
+    """Data that test_the_data_lands_where_configs_read_it unpacks, or weights that a config names."""
+    option, folder, url = arguments
+    assert option == '-P'
+    if folder == '~/.cache/torch/hub/checkpoints':
+        configs = [*(tool.ROOT / 'configs').glob('*/*.py')]
+        assert any(f"'{url}'" in path.read_text() for path in configs)
+    else:
+        assert url in URLS
+
+
+def check(command: str, tmp_path: Path, monkeypatch) -> None:
+    """Raises for a command that would be refused, and for one that is not known here."""
+    words = shlex.split(command)
+    while re.match(r'[A-Z_]+=', words[0]):
+        words.pop(0)
+    program, arguments = words[0], words[1:]
+    if command in TRUSTED:
+        return
+    if re.fullmatch(r'tools/(dist|slurm)_(train|test)\.sh', program):
+        check_launcher(command, tmp_path, monkeypatch)
+    elif program == 'python' and arguments[0].endswith('.py'):
+        check_python(arguments, monkeypatch)
+    elif words[:3] == ['.venv/bin/python', '-m', 'pytest']:
+        check_pytest(arguments[2:])
+    elif program == 'make':
+        check_make(arguments)
+    elif program == 'wget':
+        check_download(arguments)
+    elif program in ('mkdir', 'unzip'):  # run by test_the_data_lands_where_configs_read_it
+        assert ('training.md', command) in COMMANDS
+    else:
+        raise AssertionError(f'a command that no test runs or takes apart: {command}')
+
+
+@pytest.mark.parametrize('page, command', [c for c in COMMANDS if c[0] not in RUN_WHOLE],
+                         ids=lambda part: part if len(part) < 70 else part[:67] + '...')
+def test_a_command_is_accepted(page, command, tmp_path, monkeypatch):
+    check(command, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize('command', [
+    'rm -rf work_dirs', 'python tools/nowhere.py x', 'python tools/train.py configs/mmdet/nowhere.py',
+    'python tools/train.py configs/mmdet/retinanet_cmt_s_1x.py --no-such-flag',
+    'tools/dist_train.sh configs/mmdet/retinanet_cmt_s_1x.py 8 --no-such-flag',
+    'tools/dist_train.sh configs/mmdet/retinanet_cmt_s_1x.py', 'make no-such-target',
+    'wget -P data http://images.cocodataset.org/zips/train2018.zip'])
+def test_a_wrong_command_is_found(command, tmp_path, monkeypatch):
+    with pytest.raises((AssertionError, SystemExit, OSError, subprocess.CalledProcessError)):
+        check(command, tmp_path, monkeypatch)
+
+
+# ---------------------------------------------------------------------------- run
+
+
+ARCHIVES = {
+    'train2017.zip': ['train2017/1.jpg'], 'val2017.zip': ['val2017/2.jpg'],
+    'annotations_trainval2017.zip': ['annotations/instances_train2017.json', 'annotations/instances_val2017.json'],
+    'ADEChallengeData2016.zip': [f'ADEChallengeData2016/{kind}/{split}/ADE_1.{suffix}'
+                                 for kind, suffix in (('images', 'jpg'), ('annotations', 'png'))
+                                 for split in ('training', 'validation')]}
+DOWNLOAD = """#!{python}
+import sys, zipfile
+folder, url = sys.argv[2:]
+name = url.split('/')[-1]
+with zipfile.ZipFile(folder + '/' + name, 'w') as archive:
+    for member in {archives}[name]:
+        archive.writestr(member, 'x')
+"""
+UNPACK = """#!{python}
+import sys, zipfile
+_, archive, _, folder = sys.argv[1:]
+zipfile.ZipFile(archive).extractall(folder)
+"""
+
+
+def test_the_data_lands_where_configs_read_it(tmp_path):
+    """The downloads of training.md, with the archives' layouts in small files in the place of the archives."""
+    programs = tmp_path / 'programs'
+    programs.mkdir()
+    for name, text in dict(wget=DOWNLOAD, unzip=UNPACK).items():
+        (programs / name).write_text(text.format(python=sys.executable, archives=ARCHIVES))
+        (programs / name).chmod(0o755)
+    page = tool.ROOT / 'docs' / 'training.md'
+    script = '\n'.join(block for block in blocks(page, 'sh') if block.startswith('mkdir -p data'))
+    subprocess.run(['bash', '-e', '-c', script], cwd=tmp_path, check=True, timeout=60,
+                   env=dict(os.environ, PATH=f'{programs}:{os.environ["PATH"]}'))
+    for name in ('mmdet/mask_rcnn_cmt_s_1x', 'mmseg/upernet_cmt_s_160k_ade20k'):
+        cfg = Config.fromfile(tool.ROOT / 'configs' / f'{name}.py')
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            root = tmp_path / loader.dataset.data_root
+            parts = [*loader.dataset.data_prefix.values(), loader.dataset.get('ann_file', '')]
+            assert all((root / part).exists() for part in parts)
+        if 'ann_file' in cfg.val_evaluator:
+            assert (tmp_path / cfg.val_evaluator.ann_file).is_file()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the repository's tools and configs in which commands may leave things."""
+    for name in ('tools', 'configs', 'benchmarks'):
+        (tmp_path / name).symlink_to(tool.ROOT / name)
+    return tmp_path
+
+
+def run_page(name: str, folder: Path) -> str:
+    """Writes the files of a page and runs its commands in order; returns what they print."""
+    page = tool.ROOT / 'docs' / name
+    for block in blocks(page, 'python'):
+        file = re.match(r'# (\w+\.py)\n', block)[1]
+        (folder / file).write_text(block)
+    env = dict(os.environ, OMP_NUM_THREADS='1',
+               PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+               PYTHONPATH=os.pathsep.join([str(tool.ROOT), os.environ.get('PYTHONPATH', '')]))
+    done = subprocess.run(['bash', '-e', '-c', '\n'.join(blocks(page, 'sh'))], cwd=folder, env=env, text=True,
+                          timeout=390, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def test_a_data_set_of_ones_own(checkout):
+    output = run_page('own_dataset.md', checkout)
+    assert 'coco/bbox_mAP: ' in output and 'mIoU: ' in output
+    work = checkout / 'work_dirs'
+    assert len([*(work / 'my_detector/demo').iterdir()]) == 8
+    assert (work / 'my_detector/drawn/sheet.png').is_file()
+    assert {path.name for path in (work / 'my_segmentor/demo').iterdir()} == {'000000.png'}
+    assert (work / 'my_segmentor/drawn/sheet.png').is_file()
+
+
+def test_the_table_of_the_position_bias(checkout):
+    printed = dict(re.findall(r'^(\w[\w ]+?) +(\d\.\d+ +\d\.\d+)$', run_page('position_bias.md', checkout), re.M))
+    page = (tool.ROOT / 'docs' / 'position_bias.md').read_text()
+    table = re.findall(r'^\| (near|same \w+) \| (\S+) \| (\S+) \|$', page, re.M)
+    assert {name: f'{geometric}     {flat}' for name, geometric, flat in table} == printed
+    assert (checkout / 'docs/position_bias.png').stat().st_size > 20000
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r'\]\((?!http)([^)#]+)', page.read_text()):
+            assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+@pytest.mark.parametrize('page', sorted((tool.ROOT / 'benchmarks').glob('*.md')), ids=lambda page: page.stem)
+def test_commands_of_the_benchmarks(page):
+    """They take hours and data of others: here, that bash can read them and that what they call is there."""
+    for block in blocks(page, 'sh'):
+        subprocess.run(['bash', '-n', '-c', block], check=True, timeout=60)
+        for path in re.findall(r'(?:tools|benchmarks|configs)/[\w/.-]+\.(?:py|sh)\b', block):
+            assert (tool.ROOT / path).is_file(), path
