@@ -163,8 +163,9 @@ def load_config(args: SimpleNamespace) -> Config:
                          'pip install "setuptools<81"')
     try:
         cfg = Config.fromfile(args.config)
-        importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
-        importlib.import_module(cfg.get('default_scope', 'mmengine'))
+        if cfg.get('default_scope') in ('mmdet', 'mmseg'):
+            importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+            importlib.import_module(cfg.default_scope)
     except ImportError as error:
         reason = str(error).strip().split('\n')[0]
         raise SystemExit(
