@@ -9,16 +9,16 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (needs the backend to be chosen)
-import torch  # noqa: E402
-from timm.data import create_transform  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+from timm.data import create_transform
 
-from cmt_backbones.classifier import CMTClassifier, arch_of  # noqa: E402
-from cmt_backbones.pretrained import convert, read_checkpoint  # noqa: E402
-from cmt_backbones.relative_bias import RelativeBias  # noqa: E402
+from cmt_backbones.classifier import CMTClassifier, arch_of
+from cmt_backbones.pretrained import convert, read_checkpoint
+from cmt_backbones.relative_bias import RelativeBias
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
-from eval_imagenet import eval_loader, evaluate, open_set  # noqa: E402
+from eval_imagenet import eval_loader, evaluate, open_set
 
 WAYS = ('geometric', 'flat', 'none')
 

@@ -9,7 +9,7 @@ from cmt_backbones.cmt import ARCHS
 from cmt_backbones.scaling import scaled_arch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
-from get_flops import count  # noqa: E402
+from get_flops import count
 
 PAPER = {'tiny': (-2, 'CMT-Ti'), 'xsmall': (-1, 'CMT-XS'), 'small': (0, 'CMT-S'), 'base': (1, 'CMT-B')}
 

@@ -3,9 +3,8 @@
 ``import cmt_backbones.classifier`` makes ``timm.create_model('cmt_small')`` work. A classifier is the
 backbone and the official head, so that what it learned goes into a detector's ``init_cfg`` as it is.
 """
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
-import torch
 from mmengine.logging import print_log
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d
@@ -46,7 +45,7 @@ class CMTClassifier(CMT):
                  global_pool: str = 'avg',
                  drop_rate: float = 0.1,
                  drop_path_rate: float = 0.,
-                 **kwargs) -> None:
+                 **kwargs: Any) -> None:
         arch = choose_arch(arch, ARCHS)
         if img_size is not None:
             arch['pretrain_img_size'] = square_side(img_size)
@@ -161,8 +160,8 @@ class CMTClassifier(CMT):
         print_log(f'{checkpoint}: {layout.name}, {len(state)} of {len(wanted)} weights filled'
                   + ''.join(f'; {note}' for note in notes), logger='current')
 
-    def fold(self, size: Optional[Tuple[int, int]]) -> None:
-        super().fold(size)
+    def fold(self, *args: Any) -> None:
+        super().fold(*args)
         if isinstance(self.head, Head):  # not pruned
             deploy.fold_norm_after(self.head.conv, self.head.norm)
             self.head.norm = nn.Identity()
@@ -232,30 +231,30 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> nn.Module:
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return build_model_with_cfg(CMTClassifier, variant, pretrained,
                                 feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **kwargs)
 
 
 @register_model
-def cmt_tiny(pretrained: bool = False, **kwargs) -> nn.Module:
+def cmt_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CMT-Ti; officially 79.0% of ImageNet's top-1 at 160x160."""
     return _create('cmt_tiny', pretrained, **{'arch': 'tiny', **kwargs})
 
 
 @register_model
-def cmt_xsmall(pretrained: bool = False, **kwargs) -> nn.Module:
+def cmt_xsmall(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CMT-XS; officially 81.8% at 192x192."""
     return _create('cmt_xsmall', pretrained, **{'arch': 'xsmall', **kwargs})
 
 
 @register_model
-def cmt_small(pretrained: bool = False, **kwargs) -> nn.Module:
+def cmt_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CMT-S; officially 83.5% at 224x224."""
     return _create('cmt_small', pretrained, **{'arch': 'small', **kwargs})
 
 
 @register_model
-def cmt_base(pretrained: bool = False, **kwargs) -> nn.Module:
+def cmt_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CMT-B; officially 84.5% at 256x256."""
     return _create('cmt_base', pretrained, **{'arch': 'base', 'drop_rate': 0.3, **kwargs})
