@@ -1,8 +1,7 @@
 """Compound scaling: the paper's factors, its FLOPs, and archs that build."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cmt_backbones import CMT
 from cmt_backbones.classifier import CMTClassifier
