@@ -75,7 +75,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
     wrong = [key for key, value in wanted.items() if getattr(weights.get(key), 'shape', None) != value.shape]
     if wrong:
         raise ModelError(f'{checkpoint} is not of this config: {len(wrong)} of {len(wanted)} weights are not '
-                         f'in it or have another shape, such as {wrong[0]!r}. Give the config of its training')
+                         f'in it or have another shape, such as {wrong[0]!r}. Give the config it was made by')
     model.load_state_dict(weights, strict=False)
     return dict(found.get('meta', {}))
 
