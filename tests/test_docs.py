@@ -268,12 +268,12 @@ def test_a_data_set_of_ones_own(checkout, monkeypatch, capsys):
     work = checkout / 'work_dirs'
     log, = (work / 'my_detector').glob('*/vis_data/scalars.json')
     assert '"loss_bbox": ' in log.read_text()
-    assert len([*(work / 'my_detector/demo').iterdir()]) == 8
+    assert len([*(work / 'my_detector/demo').iterdir()]) == 4
     assert (work / 'my_detector/drawn/sheet.png').is_file()
 
     run(segmentor, monkeypatch)
     assert 'mIoU: ' in capsys.readouterr().out
-    assert len([*(work / 'my_segmentor/label_maps').iterdir()]) == 8
+    assert len([*(work / 'my_segmentor/label_maps').iterdir()]) == 4
     assert {path.name for path in (work / 'my_segmentor/demo').iterdir()} == {'000000.png'}
     assert (work / 'my_segmentor/drawn/sheet.png').is_file()
 
