@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch.distributed.run
 from mmengine.config import Config
 
 import tool
@@ -122,9 +123,8 @@ def check_launcher(command: str, tmp_path: Path, monkeypatch) -> None:
         expected = re.search(r'\bGPUS=(\d+)', command)
         assert options['--ntasks'] == (expected[1] if expected else '8')
     else:
-        from torch.distributed.run import get_args_parser
         first = next(i for i, part in enumerate(handed) if part in ('--standalone', '--nnodes'))
-        torchrun = get_args_parser().parse_args(handed[first:at + 1])
+        torchrun = torch.distributed.run.get_args_parser().parse_args(handed[first:at + 1])
         assert int(torchrun.nproc_per_node) in (2, 4, 8)
         nodes = re.match(r'NNODES=(\d+) NODE_RANK=(\d+) MASTER_ADDR=(\S+) PORT=(\d+)', command)
         if nodes:
@@ -161,6 +161,9 @@ def check(command: str, tmp_path: Path, monkeypatch) -> None:
         check_launcher(command, tmp_path, monkeypatch)
     elif program == 'python' and arguments[0].endswith('.py'):
         check_python(arguments, monkeypatch)
+    elif program == 'torchrun':
+        launch = torch.distributed.run.get_args_parser().parse_args(arguments)
+        check_python([launch.training_script, *launch.training_script_args], monkeypatch)
     elif words[:3] == ['.venv/bin/python', '-m', 'pytest']:
         check_pytest(arguments[2:])
     elif program == 'make':

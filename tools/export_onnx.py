@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Callable, Optional
 
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
 
