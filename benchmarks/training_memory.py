@@ -1,7 +1,7 @@
-"""Peak memory of a training step on a CPU, in float32: `python benchmarks/training_memory.py CONFIG --images 1`.
+"""Peak memory of a training step on a CPU: `python benchmarks/training_memory.py CONFIG --images 1`.
 
-Weights, gradients, AdamW's averages and activations, above what the libraries take before the model is
-there. One config a process, since a peak stays.
+Weights, gradients, AdamW's averages and activations, in float32, above what the libraries take
+before the model is there. One config a process, since a peak stays.
 """
 import argparse
 import resource

@@ -110,7 +110,8 @@ def test_det_inferencer(tmp_path, shapes):
     model = checkpoint(tmp_path, 'mmdet/retinanet_cmt_ti_shapes', dict(classes=shapes.classes))
     with DefaultScope.overwrite_default_scope('mmdet'):
         inferencer = DetInferencer(*model, device='cpu', palette='random', show_progress=False)
-        found = inferencer(str(shapes.folder / 'images/val'), out_dir=str(tmp_path / 'out'), no_save_pred=False)
+        found = inferencer(str(shapes.folder / 'images/val'), out_dir=str(tmp_path / 'out'),
+                           no_save_pred=False)
     assert len(found['predictions']) == 2 and {*found['predictions'][0]} == {'labels', 'scores', 'bboxes'}
     assert {p.name for p in (tmp_path / 'out/vis').iterdir()} == {'000000.jpg', '000001.jpg'}
     assert len([*(tmp_path / 'out/preds').iterdir()]) == 2
@@ -147,8 +148,8 @@ def run(*command) -> str:
     """What a command of mmdet's prints; it must end well."""
     env = dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='agg',
                PYTHONPATH=os.pathsep.join([str(tool.ROOT), os.environ.get('PYTHONPATH', '')]))
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=tool.ROOT, env=env, text=True, timeout=350,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=tool.ROOT, env=env, text=True,
+                          timeout=350, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 
@@ -161,7 +162,8 @@ def trained(shapes, tmp_path_factory):
                'model.test_cfg.score_thr=0.0',  # untrained, nothing would be above the real threshold
                f'val_evaluator.ann_file={shapes.folder}/annotations/val.json',
                f'test_evaluator.ann_file={shapes.folder}/annotations/val.json']
-    options += [f'{split}_dataloader.dataset.data_root={shapes.folder}/' for split in ('train', 'val', 'test')]
+    options += [f'{split}_dataloader.dataset.data_root={shapes.folder}/'
+                for split in ('train', 'val', 'test')]
     run(MMDET / 'tools/train.py', 'configs/mmdet/retinanet_cmt_ti_shapes.py', '--work-dir', work_dir,
         '--cfg-options', *options)
     return work_dir / 'retinanet_cmt_ti_shapes.py', work_dir
@@ -188,8 +190,9 @@ def analyse(monkeypatch, capsys):
 
 def test_mmdets_analysis_of_logs(trained, analyse, tmp_path):
     log, = trained[1].glob('*/vis_data/scalars.json')
-    analyse('analyze_logs.py', 'plot_curve', log, '--keys', 'loss_cls', 'loss_bbox', '--out', tmp_path / 'curve.png')
-    assert (tmp_path / 'curve.png').stat().st_size > 5000
+    picture = tmp_path / 'curve.png'
+    analyse('analyze_logs.py', 'plot_curve', log, '--keys', 'loss_cls', 'loss_bbox', '--out', picture)
+    assert picture.stat().st_size > 5000
     assert 'average iter time' in analyse('analyze_logs.py', 'cal_train_time', log)
 
 

@@ -71,7 +71,7 @@ def model(request, tmp_path_factory):
 
 def test_photos_become_pictures(model, photos, tmp_path):
     config, weights = model
-    image_demo.main([str(photos), config, weights, '--out', str(tmp_path), '--score-thr', '0', '--device', 'cpu'])
+    image_demo.main([str(photos), config, weights, '--out', str(tmp_path), '--score-thr', '0'])
     assert {path.name for path in tmp_path.iterdir()} == {'scene 0.png', 'scene 1.png'}
     for i in range(2):
         scene, picture = (cv2.imread(str(folder / f'scene {i}.png')) for folder in (photos, tmp_path))
@@ -88,8 +88,8 @@ def test_photos_become_pictures(model, photos, tmp_path):
 def test_the_deployed_form_gives_the_same_pictures(model, photos, tmp_path):
     config, weights = model
     for name, flags in dict(plain=[], deployed=['--deploy']).items():
-        image_demo.main([str(photos / '*0.png'), config, weights, '--out', str(tmp_path / name), '--score-thr', '0',
-                         '--device', 'cpu', *flags])
+        image_demo.main([str(photos / '*0.png'), config, weights, '--out', str(tmp_path / name),
+                         '--score-thr', '0', '--device', 'cpu', *flags])
     plain, deployed = (cv2.imread(str(tmp_path / name / 'scene 0.png')) for name in ('plain', 'deployed'))
     assert np.mean(np.any(plain != deployed, axis=2)) < 0.01
 
@@ -98,7 +98,8 @@ def test_a_threshold_that_nothing_reaches(model, photos, tmp_path):
     config, weights = model
     if 'mmseg' in config:
         pytest.skip('segmentors have no threshold')
-    image_demo.main([str(photos / 'scene 1.png'), config, weights, '--out', str(tmp_path), '--score-thr', '1.1'])
+    photo = str(photos / 'scene 1.png')
+    image_demo.main([photo, config, weights, '--out', str(tmp_path), '--score-thr', '1.1'])
     scene, picture = (cv2.imread(str(folder / 'scene 1.png')) for folder in (photos, tmp_path))
     assert np.array_equal(picture[24:], cv2.resize(scene, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC))
 
@@ -141,7 +142,7 @@ def test_maps_of_four_strides(model, photos, tmp_path):
         (channels, -(-height // stride), -(-width // stride))
         for channels, stride in zip((8, 16, 32, 64), (4, 8, 16, 32))]
     out = tmp_path / 'maps.png'
-    draw_feature_maps.main([config, weights, str(photos / 'scene 0.png'), '--out', str(out), '--device', 'cpu'])
+    draw_feature_maps.main([config, weights, str(photos / 'scene 0.png'), '--out', str(out)])
     picture = cv2.imread(str(out))
     assert picture.shape[1] > 3.5 * picture.shape[0] and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
     with pytest.raises(SystemExit, match='is not there or no image'):

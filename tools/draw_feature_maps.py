@@ -1,4 +1,4 @@
-"""Draws what the stages of a backbone see: `python tools/draw_feature_maps.py CONFIG CHECKPOINT IMAGE --out PNG`.
+"""Draws what a backbone sees: `python tools/draw_feature_maps.py CONFIG CHECKPOINT IMAGE --out PNG`.
 
 Beside the image stand the maps that its four stages give (strides 4, 8, 16, 32; those of ConvNeXt before
 the output norms, which a detector may lack). The channels of a map become red, green and blue by its
@@ -57,7 +57,8 @@ def principal_colours(features: Tensor) -> np.ndarray:
     # The sign of an axis is arbitrary: its largest entry decides, so that a map has one picture.
     axes = axes * torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
     components = pixels @ axes
-    low, high = torch.quantile(components[:: max(1, len(components) // 10000)], torch.tensor([.01, .99]).double(), 0)
+    some = components[::max(1, len(components) // 10000)]  # quantile takes no more than 16 million numbers
+    low, high = torch.quantile(some, torch.tensor([.01, .99]).to(some), dim=0)
     return ((components - low) / (high - low)).clamp(0, 1).unflatten(0, features.shape[1:]).numpy()
 
 

@@ -59,7 +59,8 @@ def replace_pooling(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             size = child.output_size
-            setattr(module, name, AdaptiveAvgPool(tuple(size) if isinstance(size, (tuple, list)) else (size, size)))
+            size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+            setattr(module, name, AdaptiveAvgPool(size))
         else:
             replace_pooling(child)
 
@@ -71,7 +72,7 @@ def exportable(cfg: Config, checkpoint: Optional[str], backbone_only: bool, depl
         ModelError: The config is of a whole detector, or there is no such model.
     """
     if cfg.default_scope != 'mmseg' and not backbone_only:
-        raise ModelError('a whole detector is a matter for mmdeploy; --backbone-only exports what is ours of it')
+        raise ModelError('a whole detector is a matter for mmdeploy; --backbone-only exports what is ours')
     model = build_model(cfg, checkpoint)
     if deploy and any(isinstance(module, Backbone) for module in model.modules()):
         fold(model)
@@ -139,14 +140,18 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f'--out must end in .onnx or .pt2, not {args.out}')
     least = 64 if args.dynamic else 32
     if min(args.shape) < least or args.dynamic and any(side % 32 for side in args.shape):
-        parser.error(f'--shape takes at least {least} pixels, with --dynamic multiples of 32, not {args.shape}')
+        parser.error(f'--shape takes at least {least} pixels, and with --dynamic multiples of 32, not '
+                     f'{args.shape}')
     shape = tuple(args.shape)
     try:
         model = exportable(read_config(args.config, args.cfg_options), args.checkpoint, args.backbone_only,
                            not args.no_deploy)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         save = save_onnx if args.out.suffix == '.onnx' else save_pt2
-        run = save(export(model, shape, args.dynamic), args.out)
+        print(f'tracing at {shape[0]}x{shape[1]}', flush=True)  # each of the two may take a minute
+        program = export(model, shape, args.dynamic)
+        print(f'writing {args.out}', flush=True)
+        run = save(program, args.out)
     except (ModelError, OSError) as error:
         sys.exit(f'export_onnx: {error}')
     for height, width in [shape, (shape[0] + 32, shape[1] + 96)][:1 + args.dynamic]:

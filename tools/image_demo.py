@@ -59,10 +59,12 @@ def draw_instances(image: np.ndarray, sample, classes: Sequence[str], threshold:
     """
     found = sample.pred_instances.cpu()
     found = found[found.scores >= threshold]
-    objects = dict(bboxes=found.bboxes.double().numpy(), labels=found.labels.numpy(), scores=found.scores.numpy())
+    objects = dict(bboxes=found.bboxes.double().numpy(), labels=found.labels.numpy(),
+                   scores=found.scores.numpy())
     if 'masks' in found:
         objects['masks'] = list(found.masks.numpy())
-    return draw_detections.draw(image, objects, classes, f'{len(found)} with a score of {threshold:g} or more')
+    title = f'{len(found)} with a score of {threshold:g} or more'
+    return draw_detections.draw(image, objects, classes, title)
 
 
 def draw_classes(image: np.ndarray, sample, classes: Sequence[str], palette: Sequence) -> Image.Image:
@@ -107,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         images = find_images(args.images)
-        model = build_model(read_config(args.config, args.cfg_options), args.checkpoint, args.device, args.deploy)
+        cfg = read_config(args.config, args.cfg_options)
+        model = build_model(cfg, args.checkpoint, args.device, args.deploy)
         args.out.mkdir(parents=True, exist_ok=True)
         for stem, path in tqdm(images.items(), 'drawing', unit='image'):
             image = cv2.imread(str(path))

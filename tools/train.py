@@ -17,7 +17,7 @@ def parse_args():
                         help='scale the learning rate to the number of GPUs')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
                         help='go on from this checkpoint, or without FILE from the latest in the work dir')
-    parser.add_argument('--tensorboard', action='store_true', help='log for TensorBoard too, into the work dir')
+    parser.add_argument('--tensorboard', action='store_true', help='log for TensorBoard too')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, such as train_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

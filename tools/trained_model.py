@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-import cmt_backbones  # noqa: F401  (reads checkpoints as tensors, finds `mmseg::` bases under any distribution name)
+import cmt_backbones  # noqa: F401  (reads checkpoints as tensors and finds `mmseg::` bases)
 from cmt_backbones.base import Backbone
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -74,8 +74,8 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
     wanted = model.state_dict()
     wrong = [key for key, value in wanted.items() if getattr(weights.get(key), 'shape', None) != value.shape]
     if wrong:
-        raise ModelError(f'{checkpoint} is not of this config: {len(wrong)} of {len(wanted)} weights are not in '
-                         f'it or have another shape, such as {wrong[0]!r}. Give the config that it was trained with.')
+        raise ModelError(f'{checkpoint} is not of this config: {len(wrong)} of {len(wanted)} weights are not '
+                         f'in it or have another shape, such as {wrong[0]!r}. Give the config it was made by')
     model.load_state_dict(weights, strict=False)
     return dict(found.get('meta', {}))
 
