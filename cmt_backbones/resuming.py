@@ -18,7 +18,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import BaseLoop
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from .hooks import any_process
 from .openmmlab import WholeFiles, load_from_disk
@@ -55,13 +55,13 @@ class ResumableRandomness(Hook):
         self.batches = ResumableBatches(batch_sampler, (self.seed, get_rank()), endless=not self.by_epoch)
         loader.dataset.__getitems__ = SeededItems(loader.dataset)
         if not self.by_epoch:
+            skips = hasattr(loop.dataloader_iterator, 'skip_iter')
             loop.dataloader_iterator = None  # ends its workers
         # A DataLoader refuses to have these set, for the sake of iterators under way: there are none.
         vars(loader).update(sampler=self.batches.sampler, batch_sampler=self.batches, _iterator=None)
         if not self.by_epoch:
             self.batches.used = runner.iter
-            # The loop takes as many batches as it has had, to drop them.
-            loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
+            loop.dataloader_iterator = UnusedBatches(loader, 0 if skips else runner.iter)
 
     def before_train_epoch(self, runner) -> None:
         if not self.by_epoch:
@@ -122,6 +122,23 @@ class ResumableBatches:
             if not self.endless:
                 return
             epoch += 1
+
+
+class UnusedBatches:
+    """What an iteration-based loop takes its batches from; those that were used are not among them.
+
+    To get past them the loop of mmengine 0.10.7 takes as many as there were, and drops them; that of
+    onedl-mmengine calls ``skip_iter``.
+    """
+
+    def __init__(self, loader: DataLoader, dropped: int) -> None:
+        self.batches = chain(repeat(None, dropped), iter(loader))
+
+    def __next__(self) -> Any:
+        return next(self.batches)
+
+    def skip_iter(self, number: int) -> None:
+        pass
 
 
 class Items:

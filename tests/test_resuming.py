@@ -1,5 +1,7 @@
 """Runs that are interrupted and resumed, and what they leave on the disk."""
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from cmt_backbones import resuming
 from cmt_backbones.openmmlab import load_from_disk
 from small_runs import At, assert_same, detector, draw, segmentor, sigterm, train
 
+ROOT = Path(__file__).parent.parent
 KINDS = dict(detector=(detector, 'epoch_2.pth'), segmentor=(segmentor, 'iter_7.pth'))
 
 
@@ -108,6 +111,13 @@ def test_another_batch_size_begins_the_epoch_anew(scenes, tmp_path):
     train(cfg, At('before_train_epoch', 8, lambda runner: seen.append(runner.epoch)),
           At('after_train_epoch', 11, lambda runner: seen.append(runner.epoch)))
     assert seen == [1, 1]  # 9 images in batches of 3
+
+
+def test_kills_at_random_moments(tmp_path):
+    command = [sys.executable, 'benchmarks/kill_and_resume.py', '--kills', '2', '--epochs', '6', '--folder', tmp_path]
+    output = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert output.returncode == 0, output.stdout + output.stderr
+    assert output.stdout.endswith('largest difference from the whole run: 0\n')
 
 
 # ---------------------------------------------------------------------------- on the disk
