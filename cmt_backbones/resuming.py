@@ -207,7 +207,7 @@ class SaveOnSigterm(Hook):
     saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
     that off; the resumed run validates first.
 
-    A run that resumes without a file named goes on from the furthest checkpoint of its work dir that is
+    A run that resumes without a file named goes on from the newest checkpoint of its work dir that is
     whole, with a warning for each that is not.
     """
 
@@ -296,17 +296,22 @@ def last_checkpoint(work_dir: Path) -> Optional[Path]:
 
 
 def newest_checkpoint(work_dir: Path) -> Optional[str]:
-    """The furthest checkpoint of a work dir that a run can go on from."""
+    """The newest checkpoint of a work dir that a run can go on from.
+
+    By the time that is noted in it: an earlier run in this folder may have got further, and copies of
+    files have other times.
+    """
     noted = last_checkpoint(work_dir)
     found = []
     for path in {*work_dir.glob('*.pth'), *([noted] if noted and noted.is_file() else [])}:
         try:
             content = load_from_disk(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
             if 'optimizer' in content:  # the best one is weights alone
-                found.append((content['meta']['iter'], path.name == INTERRUPTED, path))
+                meta = content['meta']
+                found.append((meta['time'], meta['iter'], path.name == INTERRUPTED, path))
         except (ValueError, KeyError, TypeError) as error:
             print_log(f'not resuming from {path}: {error}', 'current', logging.WARNING)
-    for _, _, path in sorted(found, reverse=True):
+    for *_, path in sorted(found, reverse=True):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
