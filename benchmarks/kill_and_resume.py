@@ -22,10 +22,9 @@ from tqdm import tqdm
 from cmt_backbones.openmmlab import load_from_disk
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = 20
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, epochs: int) -> Path:
     """Draws scenes and writes the config; its path."""
     subprocess.run([sys.executable, ROOT / 'tools/make_shapes.py', folder / 'shapes', '--images', '12', '--val', '2',
                     '--seed', '0', '--size', '96x64'], check=True, stderr=subprocess.DEVNULL)
@@ -35,7 +34,7 @@ def prepare(folder: Path) -> Path:
                    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1,
                                   anchor_generator=dict(strides=[8, 16, 32]))),
         train_dataloader=dict(batch_size=2, dataset=dict(data_root=f'{folder}/shapes/')),
-        train_cfg=dict(max_epochs=EPOCHS, val_interval=EPOCHS), default_hooks=dict(checkpoint=dict(max_keep_ckpts=2))))
+        train_cfg=dict(max_epochs=epochs), default_hooks=dict(checkpoint=dict(max_keep_ckpts=2))))
     cfg.model.backbone.arch = dict(stem_channels=4, embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), mlp_ratio=2,
                                    pretrain_img_size=32)
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=.1))
@@ -79,6 +78,7 @@ def difference(one: Path, other: Path) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=20)
+    parser.add_argument('--epochs', type=int, default=20, help='of 6 iterations; a checkpoint after each')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--folder', type=Path, default=ROOT / 'work_dirs/kill_and_resume', help='is emptied')
     args = parser.parse_args()
@@ -86,12 +86,12 @@ def main():
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
     args.folder = args.folder.resolve()
-    config = prepare(args.folder)
+    config = prepare(args.folder, args.epochs)
 
     began = time.time()
     train(config, args.folder / 'whole')
     duration = time.time() - began
-    last = f'epoch_{EPOCHS}.pth'
+    last = f'epoch_{args.epochs}.pth'
     kills = runs = 0
     largest = 0.
     with tqdm(total=args.kills, unit='kill') as progress:

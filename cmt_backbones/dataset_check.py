@@ -49,12 +49,13 @@ def check_config(cfg: Config, split: str, processes: int, progress: Callable = i
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             dataset = DATASETS.build(dict(dataset_cfg, lazy_init=True, pipeline=[]))
         problems += check_classes(cfg.model, dataset)
+        scales = list(resize_scales(dataset_cfg.get('pipeline', [])))
         if hasattr(dataset, 'COCOAPI'):
             found, items = read_coco(dataset, with_masks(dataset_cfg))
-            check = partial(check_detection_image, train=split == 'train')
+            check = partial(check_detection_image, scales=scales, train=split == 'train')
         elif hasattr(dataset, 'reduce_zero_label'):
             found, items = read_segmentation(dataset)
-            check = partial(check_segmentation_image, classes=len(dataset.metainfo['classes']),
+            check = partial(check_segmentation_image, scales=scales, classes=len(dataset.metainfo['classes']),
                             ignore=dataset.ignore_index)
         else:
             raise ValueError(f'{type(dataset).__name__} cannot be checked: it is neither a dataset of mmdet '
@@ -78,6 +79,18 @@ def datasets(cfg: Mapping) -> Iterator[Mapping]:
 
 def with_masks(cfg: Mapping) -> bool:
     return any(step.get('with_mask', False) for step in cfg.get('pipeline', []))
+
+
+def resize_scales(pipeline: Any) -> Iterator[Tuple[int, int]]:
+    """The scales of all resizes of a pipeline that keep proportions."""
+    if isinstance(pipeline, Mapping):
+        if pipeline.get('keep_ratio', False):
+            scales = [pipeline.get('scale'), *pipeline.get('scales', [])]
+            yield from (scale for scale in scales if isinstance(scale, (list, tuple)))
+        pipeline = list(pipeline.values())
+    if isinstance(pipeline, (list, tuple)):
+        for step in pipeline:
+            yield from resize_scales(step)
 
 
 def check_classes(model: Mapping, dataset: Any) -> List[Problem]:
@@ -122,8 +135,8 @@ def open_image(path: str) -> Tuple[List[Problem], Optional[np.ndarray]]:
         return [Problem(ERROR, path, f'the image cannot be read whole ({error})')], None
 
 
-def check_pixels(path: str, pixels: np.ndarray) -> List[Problem]:
-    """What is unusual about an image (H, W) or (H, W, C)."""
+def check_pixels(path: str, pixels: np.ndarray, scales: Iterable[Tuple[int, int]]) -> List[Problem]:
+    """What is unusual about an image (H, W) or (H, W, C) that is resized to one of the scales."""
     height, width = pixels.shape[:2]
     problems = []
     if pixels.ndim == 2 or pixels.shape[2] != 3:
@@ -131,7 +144,12 @@ def check_pixels(path: str, pixels: np.ndarray) -> List[Problem]:
         problems.append(Problem(WARNING, path, f'has {channels} channels, and is read with 3'))
     if pixels.dtype != np.uint8:
         problems.append(Problem(WARNING, path, f'has values of {pixels.dtype}, and is read with 8 bits'))
-    if max(height, width) > 50 * min(height, width) or min(height, width) < 8:
+    long, short = max(height, width), min(height, width)
+    lost = [scale for scale in scales if short * min(max(scale) / long, min(scale) / short) < 0.5]
+    if lost:
+        what = f'is {width}x{height} pixels: resized to {lost[0]}, nothing is left'
+        problems.append(Problem(ERROR, path, what))
+    elif long > 50 * short or short < 8:
         problems.append(Problem(WARNING, path, f'is {width}x{height} pixels: resized, little of it is left'))
     return problems
 
@@ -175,11 +193,11 @@ def read_coco(dataset: Any, masks: bool) -> Tuple[List[Problem], List[tuple]]:
                        by_image[image['id']], set(names), wanted, masks) for image in images]
 
 
-def check_detection_image(item: tuple, train: bool) -> List[Problem]:
+def check_detection_image(item: tuple, scales: Iterable[Tuple[int, int]], train: bool) -> List[Problem]:
     path, entry, annotations, known, wanted, masks = item
     problems, pixels = open_image(path)
     if pixels is not None:
-        problems += check_pixels(path, pixels)
+        problems += check_pixels(path, pixels, scales)
         height, width = pixels.shape[:2]
         if (entry.get('width'), entry.get('height')) != (width, height):
             problems.append(Problem(ERROR, path, f'is {width}x{height}, and its annotations say '
@@ -250,12 +268,13 @@ def read_segmentation(dataset: Any) -> Tuple[List[Problem], List[dict]]:
     return [], items
 
 
-def check_segmentation_image(item: Mapping, classes: int, ignore: int) -> List[Problem]:
+def check_segmentation_image(item: Mapping, scales: Iterable[Tuple[int, int]], classes: int,
+                             ignore: int) -> List[Problem]:
     path, map_path = item['img_path'], item['seg_map_path']
     problems, pixels = open_image(path)
     map_problems, labels = open_image(map_path)
     if pixels is not None:
-        problems += check_pixels(path, pixels)
+        problems += check_pixels(path, pixels, scales)
     if labels is None:
         return problems + map_problems
     if pixels is not None and labels.shape[:2] != pixels.shape[:2]:

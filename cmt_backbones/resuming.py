@@ -18,7 +18,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import BaseLoop, Runner
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from .hooks import any_process
 from .openmmlab import WholeFiles, load_from_disk
@@ -55,13 +55,13 @@ class ResumableRandomness(Hook):
         self.batches = ResumableBatches(batch_sampler, (self.seed, get_rank()), endless=not self.by_epoch)
         loader.dataset.__getitems__ = SeededItems(loader.dataset)
         if not self.by_epoch:
+            skips = hasattr(loop.dataloader_iterator, 'skip_iter')
             loop.dataloader_iterator = None  # ends its workers
         # A DataLoader refuses to have these set, for the sake of iterators under way: there are none.
         vars(loader).update(sampler=self.batches.sampler, batch_sampler=self.batches, _iterator=None)
         if not self.by_epoch:
             self.batches.used = runner.iter
-            # The loop takes as many batches as it has had, to drop them.
-            loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
+            loop.dataloader_iterator = UnusedBatches(loader, 0 if skips else runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if not self.by_epoch:
@@ -122,6 +122,23 @@ class ResumableBatches:
             if not self.endless:
                 return
             epoch += 1
+
+
+class UnusedBatches:
+    """What an iteration-based loop takes its batches from; those that were used are not among them.
+
+    To get past them the loop of mmengine 0.10.7 takes as many as there were, and drops them; that of
+    onedl-mmengine calls ``skip_iter``.
+    """
+
+    def __init__(self, loader: DataLoader, dropped: int) -> None:
+        self.batches = chain(repeat(None, dropped), iter(loader))
+
+    def __next__(self) -> Any:
+        return next(self.batches)
+
+    def skip_iter(self, number: int) -> None:
+        pass
 
 
 class Items:
@@ -190,7 +207,7 @@ class SaveOnSigterm(Hook):
     saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
     that off; the resumed run validates first.
 
-    A run that resumes without a file named goes on from the furthest checkpoint of its work dir that is
+    A run that resumes without a file named goes on from the newest checkpoint of its work dir that is
     whole, with a warning for each that is not.
     """
 
@@ -279,17 +296,22 @@ def last_checkpoint(work_dir: Path) -> Optional[Path]:
 
 
 def newest_checkpoint(work_dir: Path) -> Optional[str]:
-    """The furthest checkpoint of a work dir that a run can go on from."""
+    """The newest checkpoint of a work dir that a run can go on from.
+
+    By the time that is noted in it: an earlier run in this folder may have got further, and copies of
+    files have other times.
+    """
     noted = last_checkpoint(work_dir)
     found = []
     for path in {*work_dir.glob('*.pth'), *([noted] if noted and noted.is_file() else [])}:
         try:
             content = load_from_disk(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
             if 'optimizer' in content:  # the best one is weights alone
-                found.append((content['meta']['iter'], path.name == INTERRUPTED, path))
+                meta = content['meta']
+                found.append((meta['time'], meta['iter'], path.name == INTERRUPTED, path))
         except (ValueError, KeyError, TypeError) as error:
             print_log(f'not resuming from {path}: {error}', 'current', logging.WARNING)
-    for _, _, path in sorted(found, reverse=True):
+    for *_, path in sorted(found, reverse=True):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:

@@ -145,6 +145,7 @@ def check_together(rank, scenes, folder, expected):
     if rank == 0:
         assert metrics == expected['metrics']
 
+    os.environ['LOCAL_RANK'] = str(rank)  # as torchrun sets it
     for skipped, raises in ((0, True), (1, False)):
         cfg = spoiled(scenes, f'{folder}/spoiled{skipped}', max_skipped=skipped)
         cfg.launcher, cfg.experiment_name = 'pytorch', f'spoiled{skipped}'

@@ -16,7 +16,8 @@ def parse_args():
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the number of GPUs')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
-                        help='go on from this checkpoint, or without FILE from the latest in the work dir')
+                        help='go on from this checkpoint; without FILE, or with auto, from the newest in '
+                        'the work dir that is whole')
     parser.add_argument('--tensorboard', action='store_true', help='log for TensorBoard too')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, such as train_dataloader.batch_size=4')
