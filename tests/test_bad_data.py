@@ -78,10 +78,13 @@ TRUNCATED = 'trains' if cv2.__version__.startswith('4') else 'cannot load IMAGE.
 # How it is spoiled; what training does: 'trains', 'left out' (the image or the annotation), or the error
 # that it ends with; what the check says.
 FAULTS = dict(
-    truncated_jpeg=(content(lambda old: old[:-len(old) // 10]), TRUNCATED, 'error: IMAGE: the image cannot be read whole'),
+    truncated_jpeg=(content(lambda old: old[:-len(old) // 10]), TRUNCATED,
+                    'error: IMAGE: the image cannot be read whole'),
     empty_file=(content(lambda old: b''), 'cannot load IMAGE', 'error: IMAGE: the file is empty'),
-    no_image=(content(lambda old: b'<html>'), 'cannot load IMAGE.*failed to load image', 'error: IMAGE: .*cannot be read'),
-    missing_file=(lambda path, *_: path.unlink(), 'cannot load IMAGE.*No such file', 'error: IMAGE: there is no such file'),
+    no_image=(content(lambda old: b'<html>'), 'cannot load IMAGE.*failed to load image',
+              'error: IMAGE: .*cannot be read'),
+    missing_file=(lambda path, *_: path.unlink(), 'cannot load IMAGE.*No such file',
+                  'error: IMAGE: there is no such file'),
     grey=(image_as('L'), 'trains', 'warning: IMAGE: has 1 channels'),
     palette=(image_as('P'), 'trains', 'warning: IMAGE: has 1 channels'),
     rgba=(image_as('RGBA'), 'trains', 'warning: IMAGE: has 4 channels'),
@@ -96,10 +99,12 @@ FAULTS = dict(
                 'error: IMAGE: is 96x64, and its annotations say 400x64'),
     no_annotations=(lambda path, entry, annotations: annotations.clear(), 'left out',
                     'warning: IMAGE: has no annotations of the classes'),
-    box_outside=(annotation(bbox=[200, 10, 30, 30]), 'left out', r'warning: IMAGE: .* lies outside of the image of 96x64'),
+    box_outside=(annotation(bbox=[200, 10, 30, 30]), 'left out',
+                 r'warning: IMAGE: .* lies outside of the image of 96x64'),
     box_half_outside=(annotation(bbox=[80, 10, 60, 30]), 'trains', 'warning: IMAGE: .* reaches out of the image'),
     box_without_area=(annotation(bbox=[10, 10, 0, 30], area=0), 'left out', 'warning: IMAGE: .* has no area'),
-    box_not_a_number=(annotation(bbox=[float('nan'), 10, 20, 30]), 'left out', 'error: IMAGE: .* no box of four numbers'),
+    box_not_a_number=(annotation(bbox=[float('nan'), 10, 20, 30]), 'left out',
+                      'error: IMAGE: .* no box of four numbers'),
     polygon_without_area=(annotation(segmentation=[[10, 10, 20, 20, 30, 30]]), 'trains',
                           'warning: IMAGE: .* a polygon without area'),
     polygon_of_two_points=(annotation(segmentation=[[10, 10, 20, 20]]), 'trains',
@@ -268,7 +273,8 @@ def test_segmentation(fault, tmp_path):
         assert said(cfg) == []
     else:
         found, = said(cfg)
-        assert re.match(expected.replace('MAP', re.escape(str(label_map))).replace('IMAGE', re.escape(str(image))), found)
+        expected = expected.replace('MAP', re.escape(str(label_map))).replace('IMAGE', re.escape(str(image)))
+        assert re.match(expected, found)
 
 
 def test_heads_of_a_segmentor(tmp_path):

@@ -42,8 +42,9 @@ def with_infinite(make, scenes, folder, *names, **options):
 def test_the_error_tells_iteration_losses_and_images(make, terms, scenes, tmp_path):
     cfg = with_infinite(make, scenes, tmp_path, '000002.jpg')
     seen = []
-    with pytest.raises(FloatingPointError, match=rf'the loss of iteration \d is not finite: process 0 has {terms}.* for '
-                       r'\S+/train/000002.jpg. The weights are as they were before it') as error:
+    message = (rf'the loss of iteration \d is not finite: process 0 has {terms}.* for \S+/train/000002.jpg. '
+               'The weights are as they were before it')
+    with pytest.raises(FloatingPointError, match=message) as error:
         small_runs.train(cfg, small_runs.At('before_train_iter', 0, seen.append))
     runner, = seen
     assert f'iteration {runner.iter + 1} ' in str(error.value)
