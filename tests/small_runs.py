@@ -1,4 +1,6 @@
 """Short runs of small detectors and segmentors on drawn scenes, within this process."""
+import copy
+import functools
 import itertools
 import os
 import signal
@@ -33,8 +35,13 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         self._scale_update_param, self.cast_dtype = None, torch.bfloat16
 
 
+@functools.lru_cache
+def read(config):
+    return Config.fromfile(ROOT / 'configs' / config)
+
+
 def base(config, scenes, work_dir):
-    cfg = Config.fromfile(ROOT / 'configs' / config)
+    cfg = copy.deepcopy(read(config))
     cfg.work_dir, cfg.launcher = str(work_dir), 'none'
     cfg.experiment_name = f'run_{os.getpid()}_{next(NUMBERS)}'  # runs of one second would share their logs
     cfg.merge_from_dict(dict(

@@ -114,7 +114,7 @@ def test_another_batch_size_begins_the_epoch_anew(scenes, tmp_path):
 
 
 def test_kills_at_random_moments(tmp_path):
-    command = [sys.executable, 'benchmarks/kill_and_resume.py', '--kills', '2', '--epochs', '6', '--folder', tmp_path]
+    command = [sys.executable, 'benchmarks/kill_and_resume.py', '--kills', '2', '--epochs', '3', '--folder', tmp_path]
     output = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert output.returncode == 0, output.stdout + output.stderr
     assert output.stdout.endswith('largest difference from the whole run: 0\n')
