@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from tqdm import tqdm
 

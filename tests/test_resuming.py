@@ -102,6 +102,14 @@ class CountImages:
         return results
 
 
+def test_loops_that_drop_used_batches_and_loops_that_skip_them():
+    dropping = resuming.UnusedBatches(['third', 'fourth'], 2)
+    assert [next(dropping) for _ in range(4)] == [None, None, 'third', 'fourth']
+    skipping = resuming.UnusedBatches(['third', 'fourth'], 0)
+    skipping.skip_iter(2)  # as onedl-mmengine's loop does
+    assert next(skipping) == 'third'
+
+
 def test_another_batch_size_begins_the_epoch_anew(scenes, tmp_path):
     with pytest.raises(SystemExit):
         train(detector(scenes, tmp_path, 0), At('before_train_iter', 7, sigterm))
