@@ -153,8 +153,8 @@ def check_together(rank, scenes, folder, expected):
         prepare_cpu_processes(cfg)
         runner = Runner.from_cfg(cfg)
         if raises:
-            with pytest.raises(FloatingPointError, match=r'iteration \d is not finite: process [01] has loss_cls nan, '
-                               r'loss_bbox .* for \S+/000004.jpg. The weights'):
+            with pytest.raises(FloatingPointError, match=r'iteration \d is not finite: process [01] has '
+                               r'loss_cls nan, loss_bbox .* for \S+/000004.jpg. The weights'):
                 runner.train()
         else:
             runner.train()
