@@ -1,4 +1,6 @@
 """Short runs of small detectors and segmentors on drawn scenes, within this process."""
+import copy
+import functools
 import itertools
 import os
 import signal
@@ -14,7 +16,8 @@ from mmengine.runner import Runner
 from tool import load
 
 ROOT = Path(__file__).parent.parent
-ARCH = dict(stem_channels=4, embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), mlp_ratio=2, pretrain_img_size=32)
+ARCH = dict(stem_channels=4, embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), mlp_ratio=2,
+            pretrain_img_size=32)
 NUMBERS = itertools.count()
 
 
@@ -33,8 +36,13 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         self._scale_update_param, self.cast_dtype = None, torch.bfloat16
 
 
+@functools.lru_cache
+def read(config):
+    return Config.fromfile(ROOT / 'configs' / config)
+
+
 def base(config, scenes, work_dir):
-    cfg = Config.fromfile(ROOT / 'configs' / config)
+    cfg = copy.deepcopy(read(config))
     cfg.work_dir, cfg.launcher = str(work_dir), 'none'
     cfg.experiment_name = f'run_{os.getpid()}_{next(NUMBERS)}'  # runs of one second would share their logs
     cfg.merge_from_dict(dict(
@@ -74,7 +82,8 @@ def segmentor(scenes, work_dir, workers=2):
                    auxiliary_head=dict(in_channels=24, channels=16)),
         train_dataloader=dict(num_workers=workers, persistent_workers=workers > 0),
         val_dataloader=dict(num_workers=0, persistent_workers=False),
-        train_cfg=dict(max_iters=7, val_interval=7), default_hooks=dict(checkpoint=dict(interval=3, save_best=None))))
+        train_cfg=dict(max_iters=7, val_interval=7),
+        default_hooks=dict(checkpoint=dict(interval=3, save_best=None))))
     cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='RandomCrop', crop_size=(48, 64)))
     cfg.train_dataloader.dataset.pipeline[3].scale = (96, 64)
     return cfg

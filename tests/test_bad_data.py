@@ -101,7 +101,8 @@ FAULTS = dict(
                     'warning: IMAGE: has no annotations of the classes'),
     box_outside=(annotation(bbox=[200, 10, 30, 30]), 'left out',
                  r'warning: IMAGE: .* lies outside of the image of 96x64'),
-    box_half_outside=(annotation(bbox=[80, 10, 60, 30]), 'trains', 'warning: IMAGE: .* reaches out of the image'),
+    box_half_outside=(annotation(bbox=[80, 10, 60, 30]), 'trains',
+                      'warning: IMAGE: .* reaches out of the image'),
     box_without_area=(annotation(bbox=[10, 10, 0, 30], area=0), 'left out', 'warning: IMAGE: .* has no area'),
     box_not_a_number=(annotation(bbox=[float('nan'), 10, 20, 30]), 'left out',
                       'error: IMAGE: .* no box of four numbers'),
@@ -111,7 +112,8 @@ FAULTS = dict(
                            'warning: IMAGE: .* not at least 3 points'),
     mask_of_other_size=(annotation(segmentation=dict(size=[10, 10], counts=[100])), 'cannot load IMAGE',
                         r'error: IMAGE: .* a mask of \[10, 10\]'),
-    unknown_category=(annotation(category_id=99), 'left out', 'error: IMAGE: .* is of category 99, which its file'),
+    unknown_category=(annotation(category_id=99), 'left out',
+                      'error: IMAGE: .* is of category 99, which its file'),
 )
 
 
@@ -125,7 +127,8 @@ def spoiled(folder, spoil):
     if (entry['width'], entry['height']) == (64, 96):
         Image.open(path).resize((96, 64)).save(path)
         entry.update(width=96, height=64)
-    of_it = [dict(a, bbox=[10, 10, 40, 30], area=1200) for a in scenes['annotations'] if a['image_id'] == entry['id']]
+    of_it = [dict(a, bbox=[10, 10, 40, 30], area=1200) for a in scenes['annotations']
+             if a['image_id'] == entry['id']]
     others = [a for a in scenes['annotations'] if a['image_id'] != entry['id']]
     spoil(path, entry, of_it)
     scenes['annotations'] = of_it + others
@@ -250,7 +253,8 @@ LABEL_FAULTS = dict(
     label_beyond=(some(6), False, r'error: MAP: has labels beyond the 6 classes: 6 \(100 pixels\)'),
     ignored_label=(some(255), False, None),
     ignored_zero=(some(0), True, None),
-    label_beyond_after_reduction=(some(7), True, r'error: MAP: has labels beyond the 6 classes: 7 \(100 pixels\)'),
+    label_beyond_after_reduction=(some(7), True,
+                                  r'error: MAP: has labels beyond the 6 classes: 7 \(100 pixels\)'),
     last_label_after_reduction=(some(6), True, None),
     nothing_labelled=(labels(lambda old: np.full_like(old, 255)), False, 'warning: MAP: has no labels but'),
     truncated_image=(lambda image, label_map: image.write_bytes(image.read_bytes()[:-200]), False,
@@ -273,7 +277,8 @@ def test_segmentation(fault, tmp_path):
         assert said(cfg) == []
     else:
         found, = said(cfg)
-        expected = expected.replace('MAP', re.escape(str(label_map))).replace('IMAGE', re.escape(str(image)))
+        for name, path in (('MAP', label_map), ('IMAGE', image)):
+            expected = expected.replace(name, re.escape(str(path)))
         assert re.match(expected, found)
 
 

@@ -20,7 +20,8 @@ WRONG = st.one_of(
 OUT_INDICES = st.sets(st.integers(0, 3), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
 DEPTHS = st.lists(st.integers(1, 2), min_size=4, max_size=4)
 SHARED = dict(
-    out_indices=OUT_INDICES, drop_path_rate=st.floats(0, .9), frozen_stages=st.integers(-1, 4), with_cp=st.booleans(),
+    out_indices=OUT_INDICES, drop_path_rate=st.floats(0, .9), frozen_stages=st.integers(-1, 4),
+    with_cp=st.booleans(),
     init_cfg=st.sampled_from([None, dict(type='Normal', layer='Conv2d', std=.01)]))
 CMT_OPTIONS = dict(
     SHARED,
@@ -32,18 +33,21 @@ CMT_OPTIONS = dict(
     bias_interpolation=st.sampled_from(['geometric', 'flat']), norm_eval=st.booleans(),
     norm_cfg=st.fixed_dictionaries(
         dict(type=st.just('BN')),
-        optional=dict(requires_grad=st.booleans(), eps=st.floats(1e-6, 1e-2), momentum=st.none() | st.floats(0, 1))))
+        optional=dict(requires_grad=st.booleans(), eps=st.floats(1e-6, 1e-2),
+                      momentum=st.none() | st.floats(0, 1))))
 CONVNEXT_OPTIONS = dict(
     SHARED,
     arch=st.fixed_dictionaries(dict(
-        embed_dims=st.lists(st.integers(1, 9), min_size=4, max_size=4), depths=DEPTHS, use_grn=st.booleans())),
+        embed_dims=st.lists(st.integers(1, 9), min_size=4, max_size=4), depths=DEPTHS,
+        use_grn=st.booleans())),
     layer_scale_init_value=st.floats(0, 10) | st.integers(0, 1))
 BACKBONES = [(CMT, CMT_OPTIONS), (ConvNeXt, CONVNEXT_OPTIONS)]
 
 
 def options(valid):
     """Any of the valid options, each of them left out at times, but never the small arch."""
-    return st.fixed_dictionaries(dict(arch=valid['arch']), optional={k: v for k, v in valid.items() if k != 'arch'})
+    rest = {name: values for name, values in valid.items() if name != 'arch'}
+    return st.fixed_dictionaries(dict(arch=valid['arch']), optional=rest)
 
 
 def assert_ours(error):
@@ -118,7 +122,8 @@ def test_images_of_any_shape_and_type(kind, valid):
     backbone = kind(arch=dict(small, **rest))
 
     @settings(CASES, max_examples=100)
-    @given(st.lists(st.integers(0, 40), max_size=5), st.sampled_from([torch.float32, torch.uint8, torch.int64, None]))
+    @given(st.lists(st.integers(0, 40), max_size=5),
+           st.sampled_from([torch.float32, torch.uint8, torch.int64, None]))
     def call(shape, dtype):
         images = torch.zeros(shape, dtype=dtype) if dtype else None
         try:

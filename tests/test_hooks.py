@@ -42,9 +42,8 @@ def with_infinite(make, scenes, folder, *names, **options):
 def test_the_error_tells_iteration_losses_and_images(make, terms, scenes, tmp_path):
     cfg = with_infinite(make, scenes, tmp_path, '000002.jpg')
     seen = []
-    message = (rf'the loss of iteration \d is not finite: process 0 has {terms}.* for \S+/train/000002.jpg. '
-               'The weights are as they were before it')
-    with pytest.raises(FloatingPointError, match=message) as error:
+    with pytest.raises(FloatingPointError, match=rf'the loss of iteration \d is not finite: process 0 has {terms}.* '
+                       r'for \S+/train/000002.jpg. The weights are as they were before it') as error:
         small_runs.train(cfg, small_runs.At('before_train_iter', 0, seen.append))
     runner, = seen
     assert f'iteration {runner.iter + 1} ' in str(error.value)
@@ -63,5 +62,6 @@ def test_batches_are_left_out_if_asked(scenes, tmp_path):
 
 def test_losses_in_lists_are_told(tmp_path):
     hook = FiniteLossHook()
-    told = hook.describe(dict(loss_cls=[torch.tensor(1.), torch.tensor(float('inf'))], acc=torch.tensor([1., 3.])))
+    terms = dict(loss_cls=[torch.tensor(1.), torch.tensor(float('inf'))], acc=torch.tensor([1., 3.]))
+    told = hook.describe(terms)
     assert told == 'process 0 has loss_cls inf, acc 2 for a batch without img_path'

@@ -5,7 +5,8 @@ import torch
 from cmt_backbones import CMT, ConvNeXt
 
 SHORT = dict(embed_dims=(96, 192, 384, 768), depths=(1, 1, 3, 1), use_grn=False)
-BACKBONES = dict(cmt=lambda: CMT('tiny'), convnext=lambda: ConvNeXt(SHORT), convnext_v2=lambda: ConvNeXt('v2_atto'))
+BACKBONES = dict(cmt=lambda: CMT('tiny'), convnext=lambda: ConvNeXt(SHORT),
+                 convnext_v2=lambda: ConvNeXt('v2_atto'))
 
 
 @pytest.mark.parametrize('scale', [1e-3, 1., 1e3])

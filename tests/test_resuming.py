@@ -51,7 +51,8 @@ def assert_resumed_equals_whole(cfg, whole, name, *hooks):
 
 
 @pytest.mark.parametrize('kind, workers, iteration', [
-    ('detector', 2, 2), ('detector', 0, 4), ('segmentor', 2, 4)])  # a batch is the same with any number of workers
+    # A batch is the same with any number of workers.
+    ('detector', 2, 2), ('detector', 0, 4), ('segmentor', 2, 4)])
 def test_sigterm_and_resume(kind, workers, iteration, scenes, whole, tmp_path):
     make, name = KINDS[kind]
     with pytest.raises(SystemExit) as stopped:
@@ -102,6 +103,14 @@ class CountImages:
         return results
 
 
+def test_loops_that_drop_used_batches_and_loops_that_skip_them():
+    dropping = resuming.UnusedBatches(['third', 'fourth'], 2)
+    assert [next(dropping) for _ in range(4)] == [None, None, 'third', 'fourth']
+    skipping = resuming.UnusedBatches(['third', 'fourth'], 0)
+    skipping.skip_iter(2)  # as onedl-mmengine's loop does
+    assert next(skipping) == 'third'
+
+
 def test_another_batch_size_begins_the_epoch_anew(scenes, tmp_path):
     with pytest.raises(SystemExit):
         train(detector(scenes, tmp_path, 0), At('before_train_iter', 7, sigterm))
@@ -114,7 +123,8 @@ def test_another_batch_size_begins_the_epoch_anew(scenes, tmp_path):
 
 
 def test_kills_at_random_moments(tmp_path):
-    command = [sys.executable, 'benchmarks/kill_and_resume.py', '--kills', '2', '--epochs', '6', '--folder', tmp_path]
+    command = [sys.executable, 'benchmarks/kill_and_resume.py', '--kills', '2', '--epochs', '3',
+               '--folder', tmp_path]
     output = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert output.returncode == 0, output.stdout + output.stderr
     assert output.stdout.endswith('largest difference from the whole run: 0\n')
@@ -130,9 +140,10 @@ def checkpoint(path, iteration, day=1):
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert resuming.newest_checkpoint(tmp_path) is None
-    for name, iteration in [('epoch_2.pth', 20), ('epoch_10.pth', 100), ('epoch_9.pth', 90), ('iter_5.pth', 5)]:
+    for name, iteration in [('epoch_2.pth', 20), ('epoch_10.pth', 100), ('epoch_9.pth', 90)]:
         checkpoint(tmp_path / name, iteration)
-    torch.save(dict(state_dict={}, meta=dict(iter=200, time='20270101_120000')), tmp_path / 'best_mAP_epoch_20.pth')
+    weights = dict(state_dict={}, meta=dict(iter=200, time='20270101_120000'))
+    torch.save(weights, tmp_path / 'best_mAP_epoch_20.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
     assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
     checkpoint(tmp_path / 'interrupted.pth', 100)  # in the validation behind it

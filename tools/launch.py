@@ -2,13 +2,12 @@
 
 Signalled itself, it hands the signal on and gives the processes 30 seconds to save a checkpoint.
 """
+import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
-
-from cmt_backbones.resuming import EXIT_CODE
 
 if __name__ == '__main__':
     try:
@@ -16,6 +15,7 @@ if __name__ == '__main__':
     except SignalException as error:
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
-        if error.get_first_failure()[1].exitcode == EXIT_CODE:  # the processes were signalled
-            sys.exit(EXIT_CODE)
+        _, failure = error.get_first_failure()
+        if failure.exitcode == 128 + signal.SIGTERM:  # the processes were signalled
+            sys.exit(failure.exitcode)
         raise
