@@ -200,7 +200,7 @@ def test_masks_in_every_form_of_coco():
 
 
 def test_predictions_of_something_else_are_refused_with_a_reason(shapes, tmp_path):
-    predictions = pickle.loads(predict(shapes, tmp_path / 'p.pkl').read_bytes())
+    predictions = pickle.loads(open(predict(shapes, tmp_path / 'p.pkl'), 'rb').read())
 
     def refusal(content, size=None):
         file = tmp_path / 'q.pkl'
