@@ -57,6 +57,7 @@ def read(path):
 
 
 def main(*argv):
+    torch.set_num_threads(1)  # as the other processes, for sums in one order
     load('train_classifier').main([str(a) for a in argv])
 
 

@@ -237,6 +237,7 @@ def main(argv=None):
                 log.write(json.dumps(line) + '\n')
             print(json.dumps(line), flush=True)
     if world > 1:
+        del training  # a DistributedDataParallel that outlives its process group may hang
         dist.destroy_process_group()
 
 
