@@ -192,7 +192,7 @@ def plot(cases, env, path):
             axis.set_xlabel(label)
         else:
             ticks = {math.prod(case['shape']): '{}x{}'.format(*case['shape']) for case in cases}
-            axis.set_xticks(list(ticks), ticks.values())
+            axis.set_xticks(list(ticks), ticks.values(), rotation=30, ha='right')
             axis.set_xticks([], minor=True)
             axis.set_title(label)
             axis.grid(alpha=.3)
