@@ -72,8 +72,10 @@ def turned(path, entry, annotations):
     image.save(path, exif=exif)
 
 
-# OpenCV 4 fills the rest with grey, 5 refuses the file.
-TRUNCATED = 'trains' if cv2.__version__.startswith('4') else 'cannot load IMAGE.*failed to load image'
+# Some builds of OpenCV fill the rest with grey, others refuse the file.
+jpeg = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))[1]
+REFUSED = cv2.imdecode(jpeg[:-len(jpeg) // 10], cv2.IMREAD_COLOR) is None
+TRUNCATED = 'cannot load IMAGE.*failed to load image' if REFUSED else 'trains'
 
 # How it is spoiled; what training does: 'trains', 'left out' (the image or the annotation), or the error
 # that it ends with; what the check says.
@@ -301,4 +303,4 @@ def test_the_command(tmp_path):
     assert f'error: {path}: ' in found.stdout and found.stdout.endswith('1 errors, 0 warnings\n')
     assert 'checking train: 100%' in found.stderr and 'checking val: 100%' in found.stderr
     found = subprocess.run([*command, '--split', 'val'], cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 0 and found.stdout == '0 errors, 0 warnings\n', found.stderr
+    assert found.returncode == 0 and found.stdout.endswith('0 errors, 0 warnings\n'), found.stderr
