@@ -108,6 +108,14 @@ class Backbone(BaseModule):
         return recomputed(block, block, *inputs)
 
 
+def switch_to_deploy(model: nn.Module) -> bool:
+    """Switches all backbones of this package within a model; tells whether there are any."""
+    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    for backbone in backbones:
+        backbone.switch_to_deploy()
+    return bool(backbones)
+
+
 def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs: Any, random: bool = True) -> Tensor:
     """``f(*inputs)``, computed again in the backward pass instead of keeping what it needs.
 

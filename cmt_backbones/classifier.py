@@ -160,8 +160,8 @@ class CMTClassifier(CMT):
         print_log(f'{checkpoint}: {layout.name}, {len(state)} of {len(wanted)} weights filled'
                   + ''.join(f'; {note}' for note in notes), logger='current')
 
-    def fold(self, *args: Any) -> None:
-        super().fold(*args)
+    def fold(self) -> None:
+        super().fold()
         if isinstance(self.head, Head):  # not pruned
             deploy.fold_norm_after(self.head.conv, self.head.norm)
             self.head.norm = nn.Identity()

@@ -26,7 +26,7 @@ from .base import (
     prepare,
     recomputed,
 )
-from .cpu import Linear, by_bands, infers_on_cpu
+from .cpu import Linear, by_bands
 from .relative_bias import Bias, RelativeBias, attention
 
 # Table 1. The table's R of XS, 3.8, is 3.77 in the official code (its author: "really 3.77").
@@ -162,10 +162,8 @@ class Stem(nn.Module):
             ])
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or not infers_on_cpu(x):
-            return self.layers(x)
         channels = self.layers[0].out_channels
-        return by_bands(self.layers, x, channels // 4, halo=6, stride=2)
+        return by_bands(self.layers, x, channels // 4, halo=6, stride=2, whole=self.training)
 
 
 class Stage(nn.Module):
@@ -220,9 +218,7 @@ class Block(nn.Module):
         x = to_tokens(self.lpu(x))  # (N, H W, C)
         x = x + self.drop_path(self.attn(self.norm1(x), (height, width), bias))
         x = to_map(x, height, width)
-        if self.training or not infers_on_cpu(x):
-            return self.transform(x)
-        return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1)
+        return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1, whole=self.training)
 
     def transform(self, x: Tensor) -> Tensor:
         """The feed-forward half."""

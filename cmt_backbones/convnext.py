@@ -24,7 +24,7 @@ from .base import (
     is_number,
     prepare,
 )
-from .cpu import Linear, by_bands, infers_on_cpu
+from .cpu import Linear, by_bands
 
 # Section 3 of the paper; V2: its official code, models/convnextv2.py. `use_grn` is all that V2
 # changes in the network: a global response normalisation in each block, and no layer scale.
@@ -177,10 +177,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         x = self.dwconv(x)
-        if self.training or self.use_grn or not infers_on_cpu(x):
-            x = self.mlp(x)
-        else:
-            x = by_bands(self.mlp, x, self.pwconv1.out_features)
+        x = by_bands(self.mlp, x, self.pwconv1.out_features, whole=self.training or self.use_grn)
         return shortcut + self.drop_path(x)
 
     def mlp(self, x: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ def infers_on_cpu(x: Tensor) -> bool:
 
 
 def by_bands(f: Callable[[Tensor], Tensor], x: Tensor, widest: int, halo: int = 0,
-             stride: int = 1) -> Tensor:
-    """``f(x)``, computed in bands of rows, or a few images at a time where those are small.
+             stride: int = 1, whole: bool = False) -> Tensor:
+    """``f(x)``, at inference on CPUs in bands of rows, or a few images at a time where those are small.
 
     Args:
         f (Callable): From maps (N, C, H, W) to maps (N, C', H / stride, W / stride). What it gives for
@@ -33,10 +33,13 @@ def by_bands(f: Callable[[Tensor], Tensor], x: Tensor, widest: int, halo: int = 
         widest (int): How many numbers the largest array within `f` has for each pixel of `x`.
         halo (int): In rows of `x`, a multiple of `stride`.
         stride (int): Of `f`, over all its layers.
+        whole (bool): Whether `f` must see all of `x` at once, for batch statistics or random numbers.
 
     Returns:
         Tensor: ``f(x)``, equal up to rounding.
     """
+    if whole or not infers_on_cpu(x):
+        return f(x)
     images, _, height, width = x.shape
     rows = max(BAND_SIZE // (widest * width), 4 * halo, stride) // stride * stride
     if rows >= images * height:

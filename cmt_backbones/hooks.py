@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .base import Backbone
+from .base import switch_to_deploy
 
 
 @HOOKS.register_module()
@@ -75,11 +75,8 @@ class DeployHook(Hook):
     """Tests backbones in their deployed form, once the checkpoint is loaded."""
 
     def before_test(self, runner: Runner) -> None:
-        backbones = [m for m in runner.model.modules() if isinstance(m, Backbone)]
-        if not backbones:
+        if not switch_to_deploy(runner.model):
             raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
-        for backbone in backbones:
-            backbone.switch_to_deploy()
 
 
 def any_process(flag: bool) -> bool:

@@ -47,6 +47,7 @@ def test_bands(images, height, width, halo_and_stride, band_size):
         assert relative_error(cpu.by_bands(f, x, 2, halo, stride), f(x)) < 1e-5
 
 
+@torch.no_grad()
 def test_bands_are_small():
     rows = []
 

@@ -9,7 +9,7 @@ from mmengine.structures import PixelData
 from torch import nn
 
 import cmt_backbones
-from cmt_backbones.base import Backbone
+from cmt_backbones.base import switch_to_deploy
 from plain_cmt import PlainCMT
 
 OURS = {
@@ -68,11 +68,8 @@ def build(spec: str) -> nn.Module:
             raise ValueError(f'{spec}: only CMT has a plain form')
         model = PlainCMT(model)
     model.eval()
-    if 'deployed' in options:
-        backbone = getattr(model, 'backbone', model)
-        if not isinstance(backbone, Backbone):
-            raise ValueError(f'{spec}: only our backbones have a deployed form')
-        backbone.switch_to_deploy()
+    if 'deployed' in options and not switch_to_deploy(model):
+        raise ValueError(f'{spec}: only our backbones have a deployed form')
     if 'channels-last' in options:
         model = model.to(memory_format=torch.channels_last)
     return torch.compile(model) if 'compiled' in options else model

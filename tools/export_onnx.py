@@ -15,8 +15,8 @@ import torch
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
 
-from cmt_backbones.base import Backbone
-from trained_model import ModelError, build_model, fold, read_config
+from cmt_backbones.base import switch_to_deploy
+from trained_model import ModelError, build_model, read_config
 
 TOLERANCE = 1e-4
 Outputs = tuple[Tensor, ...]
@@ -74,8 +74,8 @@ def exportable(cfg: Config, checkpoint: Optional[str], backbone_only: bool, depl
     if cfg.default_scope != 'mmseg' and not backbone_only:
         raise ModelError('a whole detector is a matter for mmdeploy; --backbone-only exports what is ours')
     model = build_model(cfg, checkpoint)
-    if deploy and any(isinstance(module, Backbone) for module in model.modules()):
-        fold(model)
+    if deploy:
+        switch_to_deploy(model)
     return (model.backbone if backbone_only else Segmentor(model)).requires_grad_(False)
 
 

@@ -13,13 +13,13 @@ augmentation. Every setting of a preset is also an option. OUT/best.pth and OUT/
 """
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from mmengine.runner import save_checkpoint
 from timm.data import Mixup, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.loss import SoftTargetCrossEntropy
@@ -181,10 +181,10 @@ class Training:
                          recipe=self.recipe, epoch=self.epoch, top1=top1)
         if top1 > self.best:
             self.best = top1
-            write(published, self.args.out / 'best.pth')
+            save_checkpoint(published, str(self.args.out / 'best.pth'))
         parts = dict(model=self.model, optimizer=self.optimizer, scaler=self.scaler)
         kept = dict({name: part.state_dict() for name, part in parts.items()}, best=self.best)
-        write(dict(published, training=kept), self.args.out / 'last.pth')
+        save_checkpoint(dict(published, training=kept), str(self.args.out / 'last.pth'))
 
     def resume(self) -> None:
         path = self.args.out / 'last.pth'
@@ -202,12 +202,6 @@ class Training:
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             sys.exit(f'cannot resume {path}: {error}')
         self.epoch, self.best = saved['epoch'], saved['training']['best']
-
-
-def write(content: dict, path: Path) -> None:
-    part = path.with_name(f'.{path.name}.part')
-    torch.save(content, part)
-    os.replace(part, path)
 
 
 def main(argv=None):

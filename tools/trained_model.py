@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 import cmt_backbones  # noqa: F401  (reads checkpoints as tensors and finds `mmseg::` bases)
-from cmt_backbones.base import Backbone
+from cmt_backbones.base import switch_to_deploy
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -51,7 +51,7 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
         deploy: Whether to fold the backbone for inference.
 
     Raises:
-        ModelError: The checkpoint cannot be read, or does not fill the model.
+        ModelError: The checkpoint cannot be read or does not fill the model, or nothing can be folded.
     """
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
@@ -59,8 +59,8 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
     if 'dataset_meta' not in meta:
         meta['dataset_meta'] = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True)).metainfo
     model.cfg, model.dataset_meta = cfg, meta['dataset_meta']
-    if deploy:
-        fold(model)
+    if deploy and not switch_to_deploy(model):
+        raise ModelError('the deployed form is one of the backbones of cmt_backbones, and the model has none')
     return model.to(device)
 
 
@@ -78,19 +78,6 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
                          f'in it or have another shape, such as {wrong[0]!r}. Give the config it was made by')
     model.load_state_dict(weights, strict=False)
     return dict(found.get('meta', {}))
-
-
-def fold(model: nn.Module) -> None:
-    """Switches the backbones of this package to their deployed form.
-
-    Raises:
-        ModelError: The model has none.
-    """
-    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
-    if not backbones:
-        raise ModelError('the deployed form is one of the backbones of cmt_backbones, and the model has none')
-    for backbone in backbones:
-        backbone.switch_to_deploy()
 
 
 def prepare(model: nn.Module, image: np.ndarray) -> dict:
