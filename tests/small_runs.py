@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine.runner import Runner
 
 from tool import load
@@ -86,6 +86,32 @@ def segmentor(scenes, work_dir, workers=2):
         default_hooks=dict(checkpoint=dict(interval=3, save_best=None))))
     cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='RandomCrop', crop_size=(48, 64)))
     cfg.train_dataloader.dataset.pipeline[3].scale = (96, 64)
+    return cfg
+
+
+@TRANSFORMS.register_module(force=True)
+class SpoilImages:
+    """Sets all pixels of some images to one value."""
+
+    def __init__(self, names, value):
+        self.names, self.value = tuple(names), value
+
+    def __call__(self, results):
+        results['img'] = results['img'].astype('float32')
+        if results['img_path'].endswith(self.names):
+            results['img'][:] = self.value
+        return results
+
+
+def spoiled(make, scenes, work_dir, names, value, **options):
+    """A run over one image at a time, some of them spoiled, with options for FiniteLossHook."""
+    cfg = make(scenes, work_dir, workers=0)
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='SpoilImages', names=list(names), value=value))
+    cfg.train_dataloader.batch_size = 1
+    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    cfg.train_cfg.pop('val_interval')
+    hook, = [hook for hook in cfg.custom_hooks if hook.type == 'FiniteLossHook']
+    hook.update(options)
     return cfg
 
 

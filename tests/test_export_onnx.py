@@ -7,30 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+import small_models
 import tool
 from cmt_backbones import CMT, ConvNeXt
 
 sys.modules.setdefault('trained_model', tool.load('trained_model'))
 export_onnx = tool.load('export_onnx')
-
-ARCHS = dict(
-    # Position bias of 2x2 to 16x16 queries: 64x64 is the size that nothing is resized at.
-    CMT=dict(stem_channels=8, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2,
-             pretrain_img_size=64),
-    ConvNeXt=dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), use_grn=False))
-CONFIG = """
-_base_ = '{root}/configs/mmseg/upernet_cmt_ti_shapes.py'
-model = dict(
-    backbone=dict(_delete_=True, type='{backbone}', arch={arch}),
-    decode_head=dict(in_channels=[8, 16, 32, 64], channels=16),
-    auxiliary_head=dict(in_channels=32, channels=16))
-"""
-
-
-def config(folder, backbone):
-    path = folder / f'{backbone}.py'
-    path.write_text(CONFIG.format(root=tool.ROOT, backbone=backbone, arch=ARCHS[backbone]))
-    return str(path)
 
 
 def settle(model):
@@ -45,7 +27,7 @@ def settle(model):
 @pytest.fixture
 def checkpoint(request, tmp_path):
     """A config and a checkpoint of a small segmentor."""
-    path = config(tmp_path, request.param)
+    path = small_models.segmentor(tmp_path, request.param)
     torch.manual_seed(0)
     model = settle(export_onnx.build_model(export_onnx.read_config(path)))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
@@ -116,7 +98,7 @@ def test_the_program_of_torch_export(checkpoint, tmp_path):
 @torch.no_grad()
 def test_torch_export_without_the_command():
     """As others may call it: several images, other outputs, and nothing folded."""
-    model = settle(ConvNeXt(ARCHS['ConvNeXt'], out_indices=(1, 3)))
+    model = settle(ConvNeXt(small_models.ARCHS['ConvNeXt'], out_indices=(1, 3)))
     sides = {2: 32 * torch.export.Dim('rows', min=2), 3: 32 * torch.export.Dim('columns', min=2)}
     program = torch.export.export(model, (torch.randn(2, 3, 96, 160), ), dynamic_shapes=(sides, )).module()
     for height, width in [(64, 64), (128, 96)]:
@@ -132,7 +114,7 @@ def test_adaptive_pooling_as_a_product(side, out):
 
 
 def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
-    segmentor = config(tmp_path, 'ConvNeXt')
+    segmentor = small_models.segmentor(tmp_path, 'ConvNeXt')
     detector = str(tool.ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py')
 
     def refusal(*arguments):
@@ -146,7 +128,7 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
     assert 'multiples of 32' in refusal(segmentor, *out, '--dynamic', '--shape', 70, 64)
     assert 'cannot read the config' in refusal(tmp_path / 'nowhere.py', *out)
     assert 'cannot read the checkpoint' in refusal(segmentor, tmp_path / 'nowhere.pth', *out)
-    torch.save(dict(state_dict=CMT(ARCHS['CMT']).state_dict()), tmp_path / 'other.pth')
+    torch.save(dict(state_dict=CMT(small_models.ARCHS['CMT']).state_dict()), tmp_path / 'other.pth')
     assert 'is not of this config' in refusal(segmentor, tmp_path / 'other.pth', *out)
     assert not (tmp_path / 'x.onnx').exists()
 

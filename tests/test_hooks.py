@@ -1,7 +1,9 @@
 """Losses that are not finite, in one process; in two: test_processes.py."""
+import functools
+import math
+
 import pytest
 import torch
-from mmengine.registry import TRANSFORMS
 
 import small_runs
 from cmt_backbones.hooks import FiniteLossHook
@@ -12,35 +14,10 @@ def scenes(tmp_path_factory):
     return small_runs.draw(tmp_path_factory.mktemp('scenes') / 'shapes', images=6, val=1)
 
 
-@TRANSFORMS.register_module()
-class InfiniteImage:
-    """Makes some images infinite."""
-
-    def __init__(self, names):
-        self.names = names
-
-    def __call__(self, results):
-        results['img'] = results['img'].astype('float32')
-        if results['img_path'].endswith(tuple(self.names)):
-            results['img'][:] = float('inf')
-        return results
-
-
-def with_infinite(make, scenes, folder, *names, **options):
-    cfg = make(scenes, folder, workers=0)
-    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='InfiniteImage', names=list(names)))
-    hook, = [hook for hook in cfg.custom_hooks if hook.type == 'FiniteLossHook']
-    hook.update(options)
-    cfg.train_dataloader.batch_size = 1
-    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
-    cfg.train_cfg.pop('val_interval')
-    return cfg
-
-
 @pytest.mark.parametrize('make, terms', [(small_runs.detector, 'loss_cls nan, loss_bbox '),
                                          (small_runs.segmentor, 'decode.loss_ce nan, decode.acc_seg ')])
 def test_the_error_tells_iteration_losses_and_images(make, terms, scenes, tmp_path):
-    cfg = with_infinite(make, scenes, tmp_path, '000002.jpg')
+    cfg = small_runs.spoiled(make, scenes, tmp_path, ['000002.jpg'], math.inf)
     seen = []
     with pytest.raises(FloatingPointError, match=rf'the loss of iteration \d is not finite: process 0 has {terms}.* '
                        r'for \S+/train/000002.jpg. The weights are as they were before it') as error:
@@ -52,12 +29,13 @@ def test_the_error_tells_iteration_losses_and_images(make, terms, scenes, tmp_pa
 
 def test_batches_are_left_out_if_asked(scenes, tmp_path):
     bad = '000002.jpg', '000005.jpg'
-    runner = small_runs.train(with_infinite(small_runs.detector, scenes, tmp_path / 'a', *bad, max_skipped=4))
+    spoiled = functools.partial(small_runs.spoiled, small_runs.detector, scenes, names=bad, value=math.inf)
+    runner = small_runs.train(spoiled(tmp_path / 'a', max_skipped=4))
     assert runner.iter == 12  # 2 epochs of 6
     assert all(p.isfinite().all() for p in runner.model.parameters())
     assert max(int(state['step']) for state in runner.optim_wrapper.optimizer.state.values()) == 8
     with pytest.raises(FloatingPointError, match=r'max_skipped=4\) in custom_hooks'):
-        small_runs.train(with_infinite(small_runs.detector, scenes, tmp_path / 'b', *bad, max_skipped=3))
+        small_runs.train(spoiled(tmp_path / 'b', max_skipped=3))
 
 
 def test_losses_in_lists_are_told(tmp_path):

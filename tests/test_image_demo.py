@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import small_models
 import tool
 
 # As for the commands, whose folder is on the path.
@@ -15,33 +16,6 @@ image_demo = tool.load('image_demo')
 draw_feature_maps = tool.load('draw_feature_maps')
 draw_position_bias = tool.load('draw_position_bias')
 make_shapes = tool.load('make_shapes')
-
-ARCHS = dict(CMT=dict(stem_channels=8, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), mlp_ratio=2,
-                      pretrain_img_size=64),
-             ConvNeXt=dict(embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), use_grn=False))
-SEGMENTOR = """
-_base_ = '{root}/configs/mmseg/upernet_cmt_ti_shapes.py'
-model = dict(
-    backbone=dict(_delete_=True, type='CMT', arch={arch}),
-    decode_head=dict(in_channels=[8, 16, 32, 64], channels=16),
-    auxiliary_head=dict(in_channels=32, channels=16))
-"""
-DETECTOR = """
-_base_ = '{root}/configs/mmdet/mask_rcnn_convnext_t_1x.py'
-model = dict(
-    backbone=dict(_delete_=True, type='ConvNeXt', arch={arch}),
-    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
-    rpn_head=dict(in_channels=16, feat_channels=16),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(in_channels=16, fc_out_channels=16),
-        mask_roi_extractor=dict(out_channels=16),
-        mask_head=dict(in_channels=16, conv_out_channels=16)),
-    test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0., max_per_img=5)))
-test_dataloader = dict(dataset=dict(pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 64), keep_ratio=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]))
-"""
 
 
 @pytest.fixture(scope='module')
@@ -59,14 +33,12 @@ def photos(tmp_path_factory):
 def model(request, tmp_path_factory):
     """The config of a small segmentor or detector and a checkpoint of it."""
     folder = tmp_path_factory.mktemp(request.param)
-    text, arch = (SEGMENTOR, 'CMT') if request.param == 'mmseg' else (DETECTOR, 'ConvNeXt')
-    config = folder / f'{request.param}.py'
-    config.write_text(text.format(root=tool.ROOT, arch=ARCHS[arch]))
+    config = small_models.segmentor(folder, 'CMT') if request.param == 'mmseg' else small_models.detector(folder)
     torch.manual_seed(0)
     built = image_demo.build_model(image_demo.read_config(config))
     torch.save(dict(state_dict=built.state_dict(), meta=dict(dataset_meta=built.dataset_meta)),
                folder / 'weights.pth')
-    return str(config), str(folder / 'weights.pth')
+    return config, str(folder / 'weights.pth')
 
 
 def test_photos_become_pictures(model, photos, tmp_path):

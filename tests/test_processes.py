@@ -1,5 +1,6 @@
 """Several processes over gloo: the numbers of one, and an end for all when one fails."""
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from mmdet.registry import DATASETS, METRICS, MODELS as DETECTORS
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.evaluator import Evaluator
-from mmengine.registry import TRANSFORMS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmseg.registry import MODELS as SEGMENTORS
 
@@ -99,32 +100,6 @@ def evaluate(scenes, folder):
     return evaluator.evaluate(len(dataset))
 
 
-@TRANSFORMS.register_module()
-class SpoilImage:
-    """Makes one image not a number."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __call__(self, results):
-        results['img'] = results['img'].astype('float32')
-        if results['img_path'].endswith(self.name):
-            results['img'][:] = float('nan')
-        return results
-
-
-def spoiled(scenes, folder, **options):
-    """One epoch of three iterations, in one of which one process has a spoiled image."""
-    cfg = small_runs.detector(scenes, folder, workers=0)
-    cfg.train_dataloader.update(batch_size=1)
-    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='SpoilImage', name='000004.jpg'))
-    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
-    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
-    hook, = [hook for hook in cfg.custom_hooks if hook.type == 'FiniteLossHook']
-    hook.update(options)
-    return cfg
-
-
 def same_everywhere(tensor):
     both = [torch.empty_like(tensor) for _ in range(2)]
     torch.distributed.all_gather(both, tensor.detach())
@@ -147,7 +122,9 @@ def check_together(rank, scenes, folder, expected):
 
     os.environ['LOCAL_RANK'] = str(rank)  # as torchrun sets it
     for skipped, raises in ((0, True), (1, False)):
-        cfg = spoiled(scenes, f'{folder}/spoiled{skipped}', max_skipped=skipped)
+        cfg = small_runs.spoiled(small_runs.detector, scenes, f'{folder}/spoiled{skipped}', ['000004.jpg'], math.nan,
+                                 max_skipped=skipped)
+        cfg.train_cfg.max_epochs = 1
         cfg.launcher, cfg.experiment_name = 'pytorch', f'spoiled{skipped}'
         prepare_cpu_processes(cfg)
         runner = Runner.from_cfg(cfg)
