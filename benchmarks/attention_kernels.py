@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from cmt_backbones.cmt import ARCHS, NUM_HEADS, REDUCTIONS, STRIDES
-from cmt_backbones.relative_bias import RelativeBias, attention, attention_by_queries
+from cmt_backbones.relative_bias import AttentionByQueries, RelativeBias, attention_on_wider_heads
 
 
 def ways(bias, q, k, v, train):
@@ -35,16 +35,15 @@ def ways(bias, q, k, v, train):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def wider():
-        with torch.enable_grad():  # without gradients a CPU has its own way
-            return attention(q, k, v, factors)
+        return attention_on_wider_heads(q, k, v, factors)
 
     out = {}
     for name, kernel in kernels.items():
         out[f'mask, {name}'] = by(kernel, masked)
         out[f'wider heads, {name}'] = by(kernel, wider)
     out['making the mask'] = lambda: (factors.query @ factors.key.T)[None].to(q.dtype)
-    if not q.is_cuda and not train:
-        out['by queries'] = lambda: attention_by_queries(q, k, v, factors)
+    if not q.is_cuda:
+        out['by queries'] = lambda: AttentionByQueries.apply(q, k, v, *factors)
     return out
 
 

@@ -1,7 +1,7 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from numbers import Integral, Real
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class Backbone(BaseModule):
             Stages after the last one are not built.
         frozen_stages (int): -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval (bool): Keep all BatchNorms in eval mode.
-        with_cp (bool): Recompute blocks in the backward pass instead of keeping what they need.
+        with_cp (bool): Recompute parts in the backward pass instead of keeping what they need.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)`` loads
             weights in any layout that :mod:`cmt_backbones.pretrained` knows, or raises.
     """
@@ -101,11 +101,11 @@ class Backbone(BaseModule):
                              'which has no variance: train on more or larger images, or with '
                              'norm_eval=True')
 
-    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """Calls a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
+    def run_part(self, part: nn.Module, *inputs: Any) -> Tensor:
+        """Calls a stem or a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
         if not (self.with_cp and self.training):
-            return block(*inputs)
-        return recomputed(block, block, *inputs)
+            return part(*inputs)
+        return recomputed(part, part, *inputs)
 
 
 def switch_to_deploy(model: nn.Module) -> bool:
@@ -129,22 +129,27 @@ def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs: Any, random
     if not torch.is_grad_enabled():
         return f(*inputs)
     return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=random,
-                      context_fn=lambda: (nullcontext(), running_statistics_kept(module)))
+                      context_fn=lambda: (nullcontext(), RunningStatisticsKept(module)))
 
 
-@contextmanager
-def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Leaves the running averages of BatchNorms as they were.
+class RunningStatisticsKept:
+    """A context that leaves the running averages of a module's BatchNorms as they were.
 
-    A checkpointed block runs twice on a batch, which must be counted once.
+    A checkpointed block runs twice on a batch, which must be counted once. Entered once for each
+    backward pass over the same graph.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.training]
+        self.kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+    def __exit__(self, *error: object) -> None:
+        for buffer, value in self.kept:
+            # By .data: other forwards, whose backward is to come, may hold the buffer for themselves.
+            buffer.data.copy_(value)
 
 
 class DropPath(nn.Module):

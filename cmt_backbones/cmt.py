@@ -62,7 +62,7 @@ class CMT(Backbone):
         norm_cfg (dict): ``dict(type='BN')`` or ``dict(type='SyncBN')``; ``requires_grad=False``
             freezes scales and offsets. The LayerNorms of the paper stay.
         norm_eval (bool): Keep all BatchNorms in eval mode, for batches too small for statistics.
-        with_cp (bool): Recompute blocks in the backward pass, for memory.
+        with_cp (bool): Recompute the stem and the blocks in the backward pass, for memory.
         in_channels (int): Channels of the images.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: an official
             classifier, or a checkpoint of ours.
@@ -119,10 +119,10 @@ class CMT(Backbone):
         padded = prepare(x, self.in_channels)
         self.check_statistics(x)
         height, width = x.shape[2:]
-        x = self.stem(padded)  # (N, C, H/2, W/2)
+        x = self.run_part(self.stem, padded)  # (N, C, H/2, W/2)
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage(x, self.run_block)  # (N, C_i, H/s_i, W/s_i)
+            x = stage(x, self.run_part)  # (N, C_i, H/s_i, W/s_i)
             if i in self.out_indices:
                 out = x[..., :-(-height // STRIDES[i]), :-(-width // STRIDES[i])]
                 # RoIAlign reads wrong values from any other layout.
@@ -181,14 +181,14 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg) for rate in rates)
 
-    def forward(self, x: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
+    def forward(self, x: Tensor, run_part: Callable[..., Tensor]) -> Tensor:
         x = self.patch_aggregation(x)
         height, width = x.shape[2:]
         x = to_map(self.norm(to_tokens(x)), height, width)
         bias = self.relative_bias((height, width),
                                   (height // self.reduction, width // self.reduction))
         for block in self.blocks:
-            x = run_block(block, x, bias)
+            x = run_part(block, x, bias)
         return x
 
     def fold(self) -> None:
@@ -264,9 +264,13 @@ class IRFFN(nn.Module):
         self.norm3 = batch_norm(channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What is between the two products is cheap to compute and half of what training would keep.
-        x = recomputed(self.between, self, self.expand(x), random=False)
-        return self.norm3(self.project(x))
+        # What is between the two products is cheap to compute and most of what training would keep.
+        x = self.expand(x)
+        if torch.compiler.is_compiling():
+            x = self.project(recomputed(self.between, self, x, random=False))
+        else:  # the input of the second product neither: recomputing stops before the product itself
+            x = recomputed(lambda x: self.project(self.between(x)), self, x, random=False)
+        return self.norm3(x)
 
     def between(self, x: Tensor) -> Tensor:
         x = self.norm1(F.gelu(x))

@@ -123,7 +123,7 @@ class ConvNeXt(Backbone):
         for i, stage in enumerate(self.stages):
             x = self.downsample_layers[i](x)  # (N, C_i, H/s_i, W/s_i)
             for block in stage:
-                x = self.run_block(block, x)
+                x = self.run_part(block, x)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x)
                 out = out[..., :-(-height // STRIDES[i]), :-(-width // STRIDES[i])]

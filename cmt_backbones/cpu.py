@@ -1,8 +1,8 @@
-"""Inference on CPUs: the same numbers, in the order and by the kernels that are fast there.
+"""CPUs: the same numbers, in the order and by the kernels that are fast there.
 
 Bands. A block is four times as wide inside as outside. For a whole map at detection sizes, what is in
 between fits no cache, and malloc maps every such array anew and clears it, which took three quarters of
-the time of CMT-S's first stage. A band of rows goes through all layers within the cache.
+the time of CMT-S's first stage. A band of rows goes through all layers within the cache, at inference.
 
 Kernels. PyTorch multiplies float32 matrices by MKL, and convolves by oneDNN, which on AMD's CPUs
 is more than twice as fast, since MKL uses no AVX-512 there. A matrix product is a 1x1 convolution.
@@ -16,10 +16,15 @@ from torch import Tensor, nn
 BAND_SIZE = 2**21  # numbers in the largest array of a band: 8 MB in float32
 
 
-def infers_on_cpu(x: Tensor) -> bool:
-    """Whether what this room is for is going on, outside of traced and compiled graphs."""
-    return (x.device.type == 'cpu' and x.dtype == torch.float32 and not torch.is_grad_enabled()
+def on_cpu(x: Tensor) -> bool:
+    """Whether x is in float32 on a CPU, outside of traced and compiled graphs."""
+    return (x.device.type == 'cpu' and x.dtype == torch.float32
             and not torch.jit.is_tracing() and not torch.compiler.is_compiling())
+
+
+def infers_on_cpu(x: Tensor) -> bool:
+    """The same, where no gradients are wanted."""
+    return not torch.is_grad_enabled() and on_cpu(x)
 
 
 def by_bands(f: Callable[[Tensor], Tensor], x: Tensor, widest: int, halo: int = 0,
@@ -69,7 +74,7 @@ class Linear(nn.Linear):
     """``nn.Linear``, by the faster kernel on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not infers_on_cpu(x):
+        if not on_cpu(x):
             return super().forward(x)
         out = product(x.reshape(-1, self.in_features), self.weight, self.bias)
         return out.reshape(*x.shape[:-1], self.out_features)

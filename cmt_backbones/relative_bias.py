@@ -11,17 +11,18 @@ on heads that are m0 wider. The (n, m) matrix, 64 million numbers in CMT's first
 1280x800, is never made, forward or backward, and any attention kernel will do.
 """
 from contextlib import nullcontext
-from typing import NamedTuple, Sequence, Tuple, Union
+from typing import Any, Iterator, NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from .cpu import BAND_SIZE, infers_on_cpu, product
+from .cpu import BAND_SIZE, infers_on_cpu, on_cpu, product
 
 Grid = Tuple[int, int]
 
-WHOLE_BIAS_SIZE = 2**18  # numbers a head, such as CMT's first stage at 256x256
+SMALL_ATTENTION = 2**18  # pairs of a query and a key, such as in CMT's first stage at 256x256
 
 
 class BiasFactors(NamedTuple):
@@ -70,7 +71,7 @@ class RelativeBias(nn.Module):
             # Detached: fused kernels refuse a mask that is a parameter, even without gradients.
             return self.table.detach()[None]
         factors = self.factors(*grids)
-        if infers_on_cpu(self.table) and factors.query.shape[1] * factors.key.shape[0] <= WHOLE_BIAS_SIZE:
+        if infers_on_cpu(self.table) and factors.query.shape[1] * factors.key.shape[0] <= SMALL_ATTENTION:
             return (factors.query @ factors.key.T)[None]
         return factors
 
@@ -103,9 +104,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     """
     if isinstance(bias, Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+    if on_cpu(q) and q.shape[2] * k.shape[2] > SMALL_ATTENTION:
+        return AttentionByQueries.apply(q, k, v, *bias)
+    return attention_on_wider_heads(q, k, v, bias)
+
+
+def attention_on_wider_heads(q: Tensor, k: Tensor, v: Tensor, bias: BiasFactors) -> Tensor:
+    """:func:`attention` by any kernel for attention without a bias."""
     (batch, heads, _, d), m0 = q.shape, bias.key.shape[1]
-    if infers_on_cpu(q):
-        return attention_by_queries(q, k, v, bias)
     # Fused kernels want one width for q, k and v (otherwise PyTorch falls back, without a word,
     # to the one that does make n x m) and, on GPUs in half precision, a multiple of 8.
     padding = -(d + m0) % 8
@@ -118,20 +124,51 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     return out[..., :d]
 
 
-def attention_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: BiasFactors) -> Tensor:
-    """:func:`attention` on a CPU: as two products with a softmax between, some queries at a time."""
-    (batch, heads, n, d), m = q.shape, k.shape[2]
-    out = q.new_empty(batch, n, heads, d).transpose(1, 2)
-    rows = max(BAND_SIZE // m, 256)
+class AttentionByQueries(torch.autograd.Function):
+    """:func:`attention` on a CPU: some queries at a time, whose scores stay in the cache.
+
+    For the backward pass it keeps its inputs alone, and computes the scores again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        batch, heads, n, d = inputs[0].shape
+        out = inputs[0].new_empty(batch, n, heads, d).transpose(1, 2)
+        for places in bands_of_queries(*inputs[:2]):
+            out[places[0]] = plain_attention(*(x[place] for x, place in zip(inputs, places)))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, ...]:
+        inputs = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in inputs]
+        for places in bands_of_queries(*inputs[:2]):
+            band = [x[place].detach().requires_grad_() for x, place in zip(inputs, places)]
+            with torch.enable_grad():
+                out = plain_attention(*band)
+            for total, place, part in zip(grads, places, torch.autograd.grad(out, band, grad[places[0]])):
+                total[place] += part
+        return tuple(grads)
+
+
+def bands_of_queries(q: Tensor, k: Tensor) -> Iterator[Tuple[tuple, ...]]:
+    """Of each band, where it is in q, k, v (N, heads, n, d) and in the query and key factor."""
+    batch, heads, n, _ = q.shape
+    rows = max(BAND_SIZE // k.shape[2], 256)
     for image in range(batch):
         for head in range(heads):
-            keys = torch.cat([k[image, head] * d**-0.5, bias.key], dim=1)
-            values = v[image, head].T.contiguous()
             for start in range(0, n, rows):
                 some = slice(start, start + rows)
-                queries = torch.cat([q[image, head, some], bias.query[head, some]], dim=1)
-                out[image, head, some] = product(product(queries, keys).softmax(dim=1), values)
-    return out
+                yield (image, head, some), (image, head), (image, head), (head, some), ()
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias_query: Tensor, bias_key: Tensor) -> Tensor:
+    """:func:`attention` of one head of one image: (n, d), (m, d), (m, d), (n, m0), (m, m0) -> (n, d)."""
+    queries = torch.cat([q, bias_query], dim=1)
+    keys = torch.cat([k * q.shape[1]**-0.5, bias_key], dim=1)
+    return product(product(queries, keys).softmax(dim=1), v.T.contiguous())
 
 
 def geometric_factors(table: Tensor, native: Tuple[Grid, Grid],

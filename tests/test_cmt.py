@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden_numbers
-from cmt_backbones import CMT
+from cmt_backbones import CMT, relative_bias
 from cmt_backbones.pretrained import convert
 from layouts import official_cmt
 
@@ -25,8 +26,12 @@ def golden_model(arch, golden):
     return model
 
 
-@pytest.mark.parametrize('arch, name', CASES, ids=[name for _, name in CASES])
-def test_outputs_and_gradients_are_the_official_ones(arch, name):
+@pytest.mark.parametrize('arch, name, small_size', [
+    *((arch, name, 2**18) for arch, name in CASES),
+    *((arch, name, 0) for arch, name in RESIZED.items()),  # attention by queries, as for large images
+], ids=str)
+def test_outputs_and_gradients_are_the_official_ones(arch, name, small_size, monkeypatch):
+    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_size)
     golden = golden_numbers.load(name)
     seed, x = int(golden['seed']), golden_numbers.images(golden)
     model = golden_model(arch, golden)
@@ -139,9 +144,11 @@ def step(model, x):
     return outs, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize('small_attention', [2**18, 0])
 @pytest.mark.parametrize('kwargs', [{}, dict(drop_path_rate=.5), dict(norm_eval=True), dict(frozen_stages=2)],
                          ids=str)
-def test_checkpointing_changes_nothing(kwargs):
+def test_checkpointing_changes_nothing(kwargs, small_attention, monkeypatch):
+    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
     x = torch.randn(2, 3, 64, 96)
     plain, checkpointed = small(**kwargs), small(**kwargs, with_cp=True)
     (outs, grads), (outs_cp, grads_cp) = step(plain.train(), x), step(checkpointed.train(), x)
@@ -150,6 +157,51 @@ def test_checkpointing_changes_nothing(kwargs):
     assert all(torch.allclose(grads[k], grads_cp[k], rtol=1e-5, atol=1e-7) for k in grads)
     state, state_cp = plain.state_dict(), checkpointed.state_dict()
     assert all(torch.equal(state[k], state_cp[k]) for k in state)  # running averages count a batch once
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_several_forwards_before_a_backward(with_cp):
+    """As of students and siamese networks; and a backward pass for each output."""
+    one, other = small(drop_path_rate=0, with_cp=with_cp).double(), small(drop_path_rate=0).double()
+    images = torch.randn(2, 2, 3, 64, 96, dtype=torch.double)
+    losses = [sum(out.square().mean() for out in one(x)) for x in images]
+    sum(losses).backward()
+    for x in images:
+        for out in (outs := other(x)):
+            out.square().mean().backward(retain_graph=out is not outs[-1])
+    for p, q in zip(one.parameters(), other.parameters()):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers()))
+
+
+class Convolutions(TorchDispatchMode):
+    """The shapes of the kernels of all convolutions that were computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.kernels.append(tuple(args[1].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_ffn_keeps_one_wide_map_and_computes_no_product_twice():
+    ffn, kept = CMT(SMALL).train().stages[0].blocks[0].ffn, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        out = ffn(torch.randn(2, 4, 16, 16))
+    assert kept.count((2, 8, 16, 16)) == 1
+    with Convolutions() as computed:
+        out.sum().backward()
+    assert computed.kernels == [(8, 1, 3, 3)]
+
+
+def test_checkpointing_computes_the_stem_again():
+    out = small(with_cp=True, out_indices=(0, )).train()(torch.randn(2, 3, 64, 64))[0]
+    with Convolutions() as computed:
+        out.sum().backward()
+    assert computed.kernels[-3:] == [(4, 3, 3, 3), (4, 4, 3, 3), (4, 4, 3, 3)]
 
 
 def test_norm_options():

@@ -1,4 +1,4 @@
-"""What inference on a CPU computes in parts is what training computes at once."""
+"""What a CPU computes in parts and by other kernels is what it computes at once."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def test_the_same_maps_in_bands_of_any_size(family, arch, images, height, width,
     expected = [out.detach() for out in model(x)]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, 'BAND_SIZE', 2**band_size)
-        patch.setattr('cmt_backbones.relative_bias.WHOLE_BIAS_SIZE', 16)
+        patch.setattr('cmt_backbones.relative_bias.SMALL_ATTENTION', 16)
         for out, want in zip(model(x), expected):
             assert out.is_contiguous() and relative_error(out, want) < 1e-5
 
@@ -66,11 +66,15 @@ def test_bands_are_small():
 
 @pytest.mark.parametrize('shape', [(7, ), (1, 7), (4, 7), (2, 3, 7), (2, 3, 5, 7)], ids=str)
 def test_linear(shape):
-    layer, x = cpu.Linear(7, 3), torch.randn(shape)
-    expected = F.linear(x, layer.weight, layer.bias)
-    assert torch.equal(layer(x), expected)
+    layer, x = cpu.Linear(7, 3), torch.randn(shape, requires_grad=True)
+    probe, inputs = torch.randn(*shape[:-1], 3), (x, layer.weight, layer.bias)
+    out, expected = layer(x), F.linear(*inputs)
+    assert out.shape == expected.shape and relative_error(out, expected) < 1e-6
+    for got, want in zip(torch.autograd.grad((out * probe).sum(), inputs),
+                         torch.autograd.grad((expected * probe).sum(), inputs)):
+        assert relative_error(got, want) < 1e-6
     with torch.no_grad():
-        assert layer(x).shape == expected.shape and relative_error(layer(x), expected) < 1e-6
+        assert relative_error(layer(x), expected) < 1e-6
         assert layer.double()(x.double()).dtype == torch.double
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmt_backbones import relative_bias
-from cmt_backbones.relative_bias import BiasFactors, RelativeBias, attention, bicubic_matrix
+from cmt_backbones.relative_bias import AttentionByQueries, BiasFactors, RelativeBias, attention, bicubic_matrix
 
 sides = st.integers(1, 12)
 grids = st.tuples(sides, sides)
@@ -51,13 +51,18 @@ def test_the_whole_bias_only_where_it_is_there_or_small_and_needs_no_gradient():
 
 @given(st.integers(1, 2), st.integers(1, 700), st.integers(1, 9), st.integers(1, 2**13))
 def test_attention_by_queries_is_attention(batch, n, m, band_size):
-    bias = BiasFactors(torch.randn(2, n, 4), torch.randn(m, 4))
+    bias = BiasFactors(torch.randn(2, n, 4, requires_grad=True), torch.randn(m, 4))
     q, k, v = (torch.randn(batch, 2, length, 5, requires_grad=True) for length in (n, m, m))
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=(bias.query @ bias.key.T)[None])
-    assert relative_error(attention(q, k, v, bias), expected) < 1e-5  # with gradients: wider heads
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relative_bias, 'BAND_SIZE', band_size)
-        assert relative_error(attention(q, k, v, bias), expected) < 1e-5
+    outs, grads, probe = [], [], torch.randn_like(q)
+    for small_size in (2**18, 0):  # on wider heads; by queries
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(relative_bias, 'BAND_SIZE', band_size)
+            patch.setattr(relative_bias, 'SMALL_ATTENTION', small_size)
+            outs.append(attention(q, k, v, bias))
+            grads.append(torch.autograd.grad((outs[-1] * probe).sum(), (q, k, v, bias.query)))
+    assert relative_error(outs[1], outs[0]) < 1e-5
+    for got, want in zip(*reversed(grads)):
+        assert (got - want).norm() < 1e-5 * (want.norm() + probe.norm())
 
 
 @pytest.mark.parametrize('interpolation', ['geometric', 'flat'])
@@ -81,14 +86,16 @@ def test_flat_mixes_up_columns_and_geometric_does_not():
         assert correlation > bound if interpolation == 'geometric' else correlation < bound
 
 
+@pytest.mark.parametrize('way', [attention, lambda q, k, v, bias: AttentionByQueries.apply(q, k, v, *bias)],
+                         ids=['wider heads', 'by queries'])
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), grids, st.integers(1, 10))
-def test_attention_and_its_gradients_are_those_with_the_whole_bias(batch, heads, d, query_grid, m):
+def test_attention_and_its_gradients_are_those_with_the_whole_bias(way, batch, heads, d, query_grid, m):
     n, m0 = query_grid[0] * query_grid[1], 6
     factors = BiasFactors(torch.randn(heads, n, m0, dtype=torch.double),
                           torch.randn(m, m0, dtype=torch.double))
     q, k, v = (torch.randn(batch, heads, length, d, dtype=torch.double) for length in (n, m, m))
     inputs = [x.requires_grad_() for x in (q, k, v, *factors)]
-    out = attention(q, k, v, factors)
+    out = way(q, k, v, factors)
     expected = torch.softmax(q @ k.mT / d**.5 + factors.query @ factors.key.T, dim=-1) @ v
     assert relative_error(out, expected) < 1e-12
     probe = torch.randn_like(out)
@@ -112,7 +119,10 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_nothing_of_size_n_by_m_is_made():
+@pytest.mark.parametrize('small_size', [2**30, 0], ids=['wider heads', 'by queries'])
+def test_nothing_of_size_n_by_m_is_made(small_size, monkeypatch):
+    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_size)
+    monkeypatch.setattr(relative_bias, 'BAND_SIZE', 256 * 24 * 32)
     bias = RelativeBias(1, (8, 8), (2, 2))
     query_grid, key_grid = (48, 64), (24, 32)
     n, m, d = 48 * 64, 24 * 32, 12
@@ -120,7 +130,7 @@ def test_nothing_of_size_n_by_m_is_made():
     with LargestTensor() as largest:
         attention(q, k, v, bias(query_grid, key_grid)).square().sum().backward()
     assert bias.table.grad.abs().sum() > 0
-    assert largest.elements <= n * 8 * 8  # the rows of the resize; the widened heads are fewer
+    assert largest.elements <= n * 8 * 8  # the rows of the resize; wider heads and a band are no more
     assert n * m > 10 * largest.elements
 
 
