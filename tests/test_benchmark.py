@@ -43,7 +43,7 @@ def test_inference(tmp_path, capsys):
     run('cmt-ti:plain', 'cmt-ti:deployed', 'resnet-50', '--shapes', '64x96', '--batch', '2',
         '--out', str(tmp_path / 'x'))
     result = json.loads((tmp_path / 'x.json').read_text())
-    assert result['environment']['batch'] == 2
+    assert result['environment']['batch'] == 2 and 'huge_pages' not in result['environment']
     assert set(result['gflops']) == {'matrix product', '1x1 convolution'}
     for case in result['cases']:
         assert len(case['seconds']) == 2 and min(case['seconds']) > 0 and case['peak_gb'] >= 0
@@ -57,12 +57,15 @@ def test_inference(tmp_path, capsys):
     assert text.count('| resnet-50 |') == 1 and (tmp_path / 'x.png').stat().st_size > 1000
 
 
-def test_training_at_several_sizes(tmp_path):
+def test_training_at_several_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', '1')
     run('cmt-ti', 'cmt-ti:with-cp', '--shapes', '64x96', '96x64', '--train', '--no-memory',
         '--out', str(tmp_path / 'x'))
     result = json.loads((tmp_path / 'x.json').read_text())
     assert [(case['name'], case['shape']) for case in result['cases']] == [
         ('cmt-ti', [64, 96]), ('cmt-ti:with-cp', [64, 96]), ('cmt-ti', [96, 64]), ('cmt-ti:with-cp', [96, 64])]
+    assert result['command'].startswith('THP_MEM_ALLOC_ENABLE=1 python tools/benchmark.py cmt-ti ')
+    assert result['environment']['huge_pages'] == 'on'
     assert result['environment']['work'] == 'training step' and 'peak_gb' not in result['cases'][0]
     assert (tmp_path / 'x.png').stat().st_size > 1000
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmark_models import KNOWN, build, images, work
 from get_flops import count
 
+HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'  # PyTorch's switch: its large arrays on CPUs lie in huge pages
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
 
@@ -77,7 +78,8 @@ def peak_memory(spec, shape, args):
     run = prepare(spec, shape, args)
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts from here
     before = status('VmRSS')
-    run()
+    for _ in range(3):  # malloc leaves gaps, so that later runs take more than the first
+        run()
     return (status('VmHWM') - before) / 1e6
 
 
@@ -139,9 +141,10 @@ def measure(args):
 def environment(args):
     cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
     name = cpu[1] if cpu else platform.machine()
-    return dict(device=torch.cuda.get_device_name() if args.device == 'cuda' else name,
-                threads=args.threads, torch=torch.__version__, dtype=args.dtype, batch=args.batch,
-                work='training step' if args.train else 'inference', repeats=args.repeats)
+    env = dict(device=torch.cuda.get_device_name() if args.device == 'cuda' else name,
+               threads=args.threads, torch=torch.__version__, dtype=args.dtype, batch=args.batch,
+               work='training step' if args.train else 'inference', repeats=args.repeats)
+    return dict(env, huge_pages='on') if os.environ.get(HUGE_PAGES) == '1' else env
 
 
 def table(cases, gflops, env, command):
@@ -230,6 +233,8 @@ def main(argv=None):
         parser.error(str(error))
     env = environment(args)
     command = shlex.join(['python', 'tools/benchmark.py', *(argv or sys.argv[1:])])
+    if 'huge_pages' in env:
+        command = f'{HUGE_PAGES}=1 {command}'
     text = table(cases, gflops, env, command)
     print(text)
     if args.out:
