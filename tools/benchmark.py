@@ -177,6 +177,7 @@ def plot(cases, env, path):
     if 'peak_gb' in cases[0]:
         panels.append(('peak_gb', 'peak memory above the model, GB'))
     names = list(dict.fromkeys(case['name'] for case in cases))
+    labels = {name: Path(name).name if '.py' in name else name for name in names}
     single = len({case['shape'] for case in cases}) == 1
     figure, axes = plt.subplots(1, len(panels), squeeze=False, layout='constrained',
                                 figsize=(6 * len(panels), 1 + .4 * len(names) if single else 4.5))
@@ -184,11 +185,11 @@ def plot(cases, env, path):
         for name in names:
             mine = [case for case in cases if case['name'] == name]
             if single:
-                bar = axis.barh(Path(name).stem, mine[0][key])
+                bar = axis.barh(labels[name], mine[0][key])
                 axis.bar_label(bar, fmt='%.3g', padding=2)
             else:
                 pixels = [case['shape'][0] * case['shape'][1] for case in mine]
-                axis.loglog(pixels, [case[key] for case in mine], marker='o', label=Path(name).stem)
+                axis.loglog(pixels, [case[key] for case in mine], marker='o', label=labels[name])
         if single:
             axis.invert_yaxis()
             axis.margins(x=.15)
