@@ -12,6 +12,10 @@ settings.load_profile('suite')
 os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
 torch.manual_seed(0)
 
+# Runs end within this process, and the garbage collector their loaders: it cannot reach the workers, and would
+# wait 5 seconds for each before it ends them.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = .2
+
 
 @pytest.fixture
 def free_port():
