@@ -12,11 +12,14 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
 
+import small_runs
 import tool
 
 PAGE = (tool.ROOT / 'docs' / 'in_your_project.md').read_text()
@@ -213,3 +216,28 @@ def test_mmdets_flops_and_pictures_of_the_data(trained, analyse, tmp_path):
     assert re.search(r'Flops: \d', analyse('get_flops.py', config, '--num-images', 1))
     analyse('browse_dataset.py', config, '--output-dir', tmp_path, '--not-show', '--show-interval', 0)
     assert len([*tmp_path.iterdir()]) == 8
+
+
+def test_mmdets_semi_supervised_training(tmp_path):
+    """Its student goes forward for labelled images, then for those that the teacher labels, then backward."""
+    cfg = small_runs.detector(tmp_path, tmp_path)
+    cfg.model.backbone.norm_eval = False
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(dict(
+            type='SemiBaseDetector', detector=cfg.model,
+            semi_train_cfg=ConfigDict(freeze_teacher=True, sup_weight=1., unsup_weight=1., cls_pseudo_thr=0.,
+                                      min_pseudo_bbox_wh=(1e-2, 1e-2)),
+            semi_test_cfg=dict(predict_on='teacher'))).train()
+        parts = 'sup', 'unsup_teacher', 'unsup_student'
+        batches = {part: model.student.data_preprocessor(demo_mm_inputs(2, (3, 64, 96), num_items=[5, 5],
+                                                                        num_classes=5), True) for part in parts}
+        for batch in batches.values():
+            for sample in batch['data_samples']:
+                sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype='float32')))
+        losses = model.loss({part: batches[part]['inputs'] for part in parts},
+                            {part: batches[part]['data_samples'] for part in parts})
+    total, terms = model.parse_losses(losses)
+    assert terms['sup_loss_cls'] > 0 and terms['unsup_loss_cls'] > 0
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in model.student.parameters())
+    assert not any(p.requires_grad for p in model.teacher.parameters())
