@@ -12,13 +12,12 @@ import torch
 from torch._dynamo.utils import counters
 from tqdm import tqdm
 
-from cmt_backbones import CMT, ConvNeXt
+from cmt_backbones import CMT, ConvNeXt, cmt, convnext
 
 # Whole backbones take minutes a graph; one block a stage has every operation of theirs.
 SMALL = {
-    'CMT': lambda: CMT(dict(stem_channels=32, embed_dims=(64, 128, 256, 512), depths=(1, 1, 1, 1), mlp_ratio=4,
-                            pretrain_img_size=224), drop_path_rate=0.),
-    'ConvNeXt': lambda: ConvNeXt(dict(embed_dims=(96, 192, 384, 768), depths=(1, 1, 1, 1), use_grn=False)),
+    'CMT': lambda: CMT(dict(cmt.ARCHS['small'], depths=(1, 1, 1, 1)), drop_path_rate=0.),
+    'ConvNeXt': lambda: ConvNeXt(dict(convnext.ARCHS['tiny'], depths=(1, 1, 1, 1))),
 }
 WHOLE = {'CMT': lambda: CMT('small', drop_path_rate=0.), 'ConvNeXt': lambda: ConvNeXt('tiny')}
 SIZES = [(256, 320), (192, 480), (416, 384)]

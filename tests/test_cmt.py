@@ -26,12 +26,12 @@ def golden_model(arch, golden):
     return model
 
 
-@pytest.mark.parametrize('arch, name, small_size', [
+@pytest.mark.parametrize('arch, name, small_attention', [
     *((arch, name, 2**18) for arch, name in CASES),
     *((arch, name, 0) for arch, name in RESIZED.items()),  # attention by queries, as for large images
 ], ids=str)
-def test_outputs_and_gradients_are_the_official_ones(arch, name, small_size, monkeypatch):
-    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_size)
+def test_outputs_and_gradients_are_the_official_ones(arch, name, small_attention, monkeypatch):
+    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
     golden = golden_numbers.load(name)
     seed, x = int(golden['seed']), golden_numbers.images(golden)
     model = golden_model(arch, golden)

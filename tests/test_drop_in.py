@@ -12,12 +12,13 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS as DETECTORS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
+from mmseg.registry import MODELS as SEGMENTORS
 
 import small_runs
 import tool
@@ -52,15 +53,15 @@ def test_a_config_of_others_trains_and_predicts(name, backbone, tmp_path):
     cfg = config(name, backbone, tmp_path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         if cfg.default_scope == 'mmdet':
-            from mmdet.registry import MODELS
+            registry = DETECTORS
             data = detection_batch(name)
             for test_cfg in (cfg.model.test_cfg, cfg.model.test_cfg.get('rcnn', {})):
                 test_cfg['score_thr'] = 0.  # untrained, nothing would be above the real threshold
         else:
-            from mmseg.registry import MODELS
+            registry = SEGMENTORS
             data = segmentation_batch()
         torch.manual_seed(0)
-        model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+        model = revert_sync_batchnorm(registry.build(cfg.model)).train()
         if name == 'DINO':
             model.init_weights()  # until then, some of it is whatever the memory held
         losses = model(**model.data_preprocessor(data, True), mode='loss')
@@ -225,7 +226,7 @@ def test_mmdets_semi_supervised_training(tmp_path):
     cfg = small_runs.detector(tmp_path, tmp_path)
     cfg.model.backbone.norm_eval = False
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(dict(
+        model = DETECTORS.build(dict(
             type='SemiBaseDetector', detector=cfg.model,
             semi_train_cfg=ConfigDict(freeze_teacher=True, sup_weight=1., unsup_weight=1., cls_pseudo_thr=0.,
                                       min_pseudo_bbox_wh=(1e-2, 1e-2)),

@@ -54,10 +54,10 @@ def test_attention_by_queries_is_attention(batch, n, m, band_size):
     bias = BiasFactors(torch.randn(2, n, 4, requires_grad=True), torch.randn(m, 4))
     q, k, v = (torch.randn(batch, 2, length, 5, requires_grad=True) for length in (n, m, m))
     outs, grads, probe = [], [], torch.randn_like(q)
-    for small_size in (2**18, 0):  # on wider heads; by queries
+    for small_attention in (2**18, 0):  # on wider heads; by queries
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(relative_bias, 'BAND_SIZE', band_size)
-            patch.setattr(relative_bias, 'SMALL_ATTENTION', small_size)
+            patch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
             outs.append(attention(q, k, v, bias))
             grads.append(torch.autograd.grad((outs[-1] * probe).sum(), (q, k, v, bias.query)))
     assert relative_error(outs[1], outs[0]) < 1e-5
@@ -119,9 +119,9 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize('small_size', [2**30, 0], ids=['wider heads', 'by queries'])
-def test_nothing_of_size_n_by_m_is_made(small_size, monkeypatch):
-    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_size)
+@pytest.mark.parametrize('small_attention', [2**30, 0], ids=['wider heads', 'by queries'])
+def test_nothing_of_size_n_by_m_is_made(small_attention, monkeypatch):
+    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
     monkeypatch.setattr(relative_bias, 'BAND_SIZE', 256 * 24 * 32)
     bias = RelativeBias(1, (8, 8), (2, 2))
     query_grid, key_grid = (48, 64), (24, 32)
