@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from cmt_backbones.cmt import ARCHS, NUM_HEADS, REDUCTIONS, STRIDES
-from cmt_backbones.relative_bias import AttentionByQueries, RelativeBias, attention_on_wider_heads
+from cmt_backbones.models.attention import AttentionByQueries, attention_on_wider_heads
+from cmt_backbones.models.cmt import ARCHS, NUM_HEADS, REDUCTIONS, STRIDES
+from cmt_backbones.models.relative_bias import RelativeBias
 
 
 def ways(bias, q, k, v, train):

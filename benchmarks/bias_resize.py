@@ -14,8 +14,8 @@ import torch
 from timm.data import create_transform
 
 from cmt_backbones.classifier import CMTClassifier, arch_of
-from cmt_backbones.pretrained import convert, read_checkpoint
-from cmt_backbones.relative_bias import RelativeBias
+from cmt_backbones.models.relative_bias import RelativeBias
+from cmt_backbones.weights import convert, read_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
 from eval_imagenet import eval_loader, evaluate, open_set

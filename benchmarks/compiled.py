@@ -12,7 +12,8 @@ import torch
 from torch._dynamo.utils import counters
 from tqdm import tqdm
 
-from cmt_backbones import CMT, ConvNeXt, cmt, convnext
+from cmt_backbones import CMT, ConvNeXt
+from cmt_backbones.models import cmt, convnext
 
 # Whole backbones take minutes a graph; one block a stage has every operation of theirs.
 SMALL = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from cmt_backbones.classifier import CMTClassifier
-from cmt_backbones.cmt import ARCHS
-from cmt_backbones.scaling import scaled_arch
+from cmt_backbones.models.cmt import ARCHS
+from cmt_backbones.models.scaling import scaled_arch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
 from get_flops import count

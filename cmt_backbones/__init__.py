@@ -4,11 +4,11 @@ Importing this registers ``type='CMT'`` and ``type='ConvNeXt'`` in mmengine's ro
 mmdet, mmseg and any other scope find them.
 """
 try:
-    from . import hooks, openmmlab, resuming  # noqa: F401  (registers the hooks)
-    from .cmt import CMT
-    from .convnext import ConvNeXt
-    from .layer_decay import LayerDecayOptimWrapperConstructor
-    from .scaling import scaled_arch
+    from . import openmmlab
+    from .models.cmt import CMT
+    from .models.convnext import ConvNeXt
+    from .models.scaling import scaled_arch
+    from .training import LayerDecayOptimWrapperConstructor
 except ImportError as error:
     if (error.name or '').partition('.')[0] not in ('torch', 'mmengine'):
         raise

@@ -9,12 +9,12 @@ from mmengine.structures import PixelData
 from torch import nn
 
 import cmt_backbones
-from cmt_backbones.base import switch_to_deploy
+from cmt_backbones.models.backbone import switch_to_deploy
 from plain_cmt import PlainCMT
 
 OURS = {
-    **{f'cmt-{short}': ('CMT', arch) for short, arch in zip(('ti', 'xs', 's', 'b'), cmt_backbones.cmt.ARCHS)},
-    **{f'convnext-{short}': ('ConvNeXt', arch) for short, arch in zip('tsblx', cmt_backbones.convnext.ARCHS)},
+    **{f'cmt-{short}': ('CMT', arch) for short, arch in zip(('ti', 'xs', 's', 'b'), cmt_backbones.models.cmt.ARCHS)},
+    **{f'convnext-{short}': ('ConvNeXt', arch) for short, arch in zip('tsblx', cmt_backbones.models.convnext.ARCHS)},
 }
 # Swin-T as mmdet's own configs have it; Twins as mmseg's.
 PEERS = {

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-from cmt_backbones import dataset_check, openmmlab
+from cmt_backbones import openmmlab
+from cmt_backbones.data import check
 
 
 def parse_args():
@@ -35,13 +36,13 @@ def main():
         if cfg.get(f'{split}_dataloader') is None:
             raise SystemExit(f'{Path(args.config).name} has no {split}_dataloader: choose others by --split')
         progress = partial(tqdm, desc=f'checking {split}', unit='image')
-        found = dataset_check.check_config(cfg, split, args.processes, progress)
+        found = check.check_config(cfg, split, args.processes, progress)
         problems += found
         for problem in found:
             print(problem, flush=True)
     counts = Counter(problem.kind for problem in problems)
-    print(f'{counts[dataset_check.ERROR]} errors, {counts[dataset_check.WARNING]} warnings')
-    raise SystemExit(1 if counts[dataset_check.ERROR] else 0)
+    print(f'{counts[check.ERROR]} errors, {counts[check.WARNING]} warnings')
+    raise SystemExit(1 if counts[check.ERROR] else 0)
 
 
 if __name__ == '__main__':

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 import cmt_backbones
-from cmt_backbones import cmt, convnext
-from cmt_backbones.pretrained import convert, fit, read_checkpoint
+from cmt_backbones.models import cmt, convnext
+from cmt_backbones.weights import convert, fit, read_checkpoint
 
 ARCHS = dict(CMT=cmt.ARCHS, ConvNeXt=convnext.ARCHS)
 

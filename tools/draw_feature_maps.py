@@ -15,8 +15,8 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor
 
-from cmt_backbones.base import Backbone
-from trained_model import ModelError, build_model, prepare, read_config
+from cmt_backbones.models.backbone import Backbone
+from cmt_backbones.openmmlab.inference import ModelError, build_model, prepare, read_config
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

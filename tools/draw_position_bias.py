@@ -13,7 +13,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from cmt_backbones.relative_bias import Grid, RelativeBias
+from cmt_backbones.models.relative_bias import Grid, RelativeBias
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

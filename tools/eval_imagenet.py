@@ -22,7 +22,7 @@ from torchvision import datasets
 from tqdm import tqdm
 
 from cmt_backbones.classifier import CMTClassifier, arch_of
-from cmt_backbones.pretrained import convert, read_checkpoint
+from cmt_backbones.weights import convert, read_checkpoint
 
 # The sets of the paper's Table 8, where torchvision has them: a test set for `train=False`.
 TRANSFER_SETS = {

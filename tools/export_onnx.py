@@ -15,8 +15,8 @@ import torch
 from mmengine.config import Config, DictAction
 from torch import Tensor, nn
 
-from cmt_backbones.base import switch_to_deploy
-from trained_model import ModelError, build_model, read_config
+from cmt_backbones.models.backbone import switch_to_deploy
+from cmt_backbones.openmmlab.inference import ModelError, build_model, read_config
 
 TOLERANCE = 1e-4
 Outputs = tuple[Tensor, ...]

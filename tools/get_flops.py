@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmt_backbones import openmmlab  # noqa: F401  (finds `mmseg::` bases under any distribution name)
-from cmt_backbones.cmt import LightweightAttention
+from cmt_backbones.models.cmt import LightweightAttention
 
 
 class AttentionCounter(TorchFunctionMode):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import draw_detections
 import draw_segmentation
-from trained_model import ModelError, build_model, predict, read_config
+from cmt_backbones.openmmlab.inference import ModelError, build_model, predict, read_config
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cmt_backbones.cmt import CMT, NUM_HEADS, REDUCTIONS, STRIDES
+from cmt_backbones.models.cmt import CMT, NUM_HEADS, REDUCTIONS, STRIDES
 
 
 class PlainCMT(nn.Module):

@@ -5,7 +5,7 @@ import os
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from cmt_backbones import hooks, openmmlab
+from cmt_backbones import openmmlab
 
 
 def parse_args():
@@ -42,7 +42,7 @@ def main():
         openmmlab.use_tta(cfg)
     runner = Runner.from_cfg(cfg)
     if args.deploy:
-        runner.register_hook(hooks.DeployHook())
+        runner.register_hook(openmmlab.DeployHook())
     if args.out and detector:
         from mmdet.evaluation import DumpDetResults
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

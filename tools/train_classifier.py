@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 from cmt_backbones.classifier import CMTClassifier
-from cmt_backbones.cmt import ARCHS
-from cmt_backbones.pretrained import read_torch
-from cmt_backbones.scaling import scaled_arch
+from cmt_backbones.models.cmt import ARCHS
+from cmt_backbones.models.scaling import scaled_arch
+from cmt_backbones.weights import read_torch
 from eval_imagenet import TRANSFER_SETS, eval_loader, evaluate, open_set, start_processes
 
 # The official defaults. `lr` is for 512 images a step and grows with them; `batch_size` is a process's.

@@ -1,0 +1,1 @@
+"""What is computed: the two networks, and what they are made of."""

@@ -1,0 +1,97 @@
+"""The options that the commands of tools/ share, applied to a config."""
+import importlib
+import logging
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Optional
+
+import mmengine
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.utils import digit_version
+
+from ..models.backbone import switch_to_deploy
+from .processes import prepare_cpu_processes
+
+
+def load_config(args: SimpleNamespace) -> Config:
+    """The config of a command of tools/, after the options that train and test share."""
+    if not _has_pkg_resources():
+        raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
+                         'pip install "setuptools<81"')
+    try:
+        cfg = Config.fromfile(args.config)
+        if cfg.get('default_scope') in ('mmdet', 'mmseg'):
+            importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+            importlib.import_module(cfg.default_scope)
+    except ImportError as error:
+        reason = str(error).strip().split('\n')[0]
+        raise SystemExit(
+            f'{args.config}: {reason}. Our configs need mmcv with its compiled operators and mmdet or '
+            'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
+            '`make setup` installs those of requirements/') from None
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        prepare_cpu_processes(cfg)
+    return cfg
+
+
+def _has_pkg_resources() -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            import pkg_resources  # noqa: F401
+    except ImportError:
+        # Fixed on mmengine's main branch and in onedl-mmengine.
+        return digit_version(mmengine.__version__) > digit_version('0.10.7')
+    return True
+
+
+def use_tta(cfg: Config) -> None:
+    """Makes a config test with the augmentations of its `tta_pipeline`.
+
+    Detectors without one are tested as they are and flipped, as mmdet's own test.py does.
+    """
+    if cfg.default_scope == 'mmdet' and 'tta_pipeline' not in cfg:
+        print_log('the config has no tta_pipeline: testing plain and flipped', 'current', logging.WARNING)
+        cfg.tta_model = dict(type='DetTTAModel',
+                             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        pack = deepcopy(cfg.test_dataloader.dataset.pipeline[-1])
+        pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                          'flip_direction')
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
+        cfg.tta_pipeline = [*cfg.test_dataloader.dataset.pipeline[:-1],
+                            dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def show_predictions(cfg: Config, folder: Optional[str]) -> None:
+    """Makes a test draw its predictions into a folder."""
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise ValueError("--show-dir needs a visualization hook in the config's default_hooks, such "
+                         "as dict(type='DetVisualizationHook')")
+    hook.draw = True
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = folder
+    else:
+        cfg.visualizer.save_dir = folder
+
+
+@HOOKS.register_module()
+class DeployHook(Hook):
+    """Tests backbones in their deployed form, once the checkpoint is loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        if not switch_to_deploy(runner.model):
+            raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')

@@ -1,0 +1,45 @@
+"""Several processes that train or test together without GPUs."""
+from typing import Any
+
+import torch
+import torch.distributed
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from torch import nn
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper for modules on CPUs: no device ids, and no SyncBN, which needs GPUs."""
+
+    def __init__(self, module: nn.Module, **kwargs: Any) -> None:
+        kwargs.update(device_ids=None, broadcast_buffers=False)
+        super().__init__(revert_sync_batchnorm(module), **kwargs)
+
+    def train(self, mode: bool = True) -> 'CPUDistributedDataParallel':
+        """As ever; before an evaluation all processes take the running averages of the first.
+
+        Those are the ones in its checkpoint. Without SyncBN each process has its own, and would
+        evaluate its share of the images with them.
+        """
+        super().train(mode)
+        if not mode:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return self
+
+
+def prepare_cpu_processes(cfg: Config) -> None:
+    """Lets several processes without GPUs train or test together over gloo.
+
+    mmengine's own start calls ``torch.cuda.set_device``; it leaves out a process group that is there.
+    """
+    if cfg.launcher != 'pytorch':
+        raise ValueError(f'there is no GPU here, and without GPUs only the pytorch launcher works, not '
+                         f'{cfg.launcher}: use tools/dist_train.sh or tools/dist_test.sh')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    cfg.model_wrapper_cfg = dict(type='CPUDistributedDataParallel',
+                                 find_unused_parameters=cfg.get('find_unused_parameters', False))

@@ -1,0 +1,144 @@
+"""A run that is interrupted saves what it did, and one that resumes finds it."""
+import logging
+import os
+import signal
+import threading
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, Runner
+
+from ..openmmlab.checkpoints import load_from_disk
+from ..openmmlab.files import WholeFiles
+from .finite_loss import any_process
+from .resuming import from_first_process
+
+INTERRUPTED = 'interrupted.pth'
+EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process that SIGTERM ended
+
+
+@HOOKS.register_module()
+class SaveOnSigterm(Hook):
+    """Ends a run that gets SIGTERM, as when a scheduler wants its machine back, so that it can go on.
+
+    All processes finish the iteration (where gradients accumulate, up to the next step), the first one
+    saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
+    that off; the resumed run validates first.
+
+    A run that resumes without a file named goes on from the newest checkpoint of its work dir that is
+    whole, with a warning for each that is not.
+    """
+
+    priority = 'LOWEST'  # the checkpoint holds what all other hooks did
+
+    def __init__(self) -> None:
+        self.requested = self.validation_due = False
+
+    def before_run(self, runner: Runner) -> None:
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # a test; asking for the loop would build it
+        loaders = [runner.train_dataloader] + ([runner.val_dataloader] if runner.val_loop else [])
+        for loader in loaders:
+            loader.worker_init_fn = partial(heed_own_process, loader.worker_init_fn)
+        if runner._resume and runner._load_from is None:
+            runner._load_from, = from_first_process(lambda: [newest_checkpoint(Path(runner.work_dir))])
+            runner._resume = runner._load_from is not None
+            if not runner._resume:
+                runner.logger.warning(f'nothing to resume from in {runner.work_dir}: starting anew')
+        if is_main_process():
+            for left in Path(runner.work_dir).glob('.*.partial'):  # of a process killed while it wrote
+                left.unlink()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self.validation_due = runner._resume and checkpoint['meta'].get('validation_due', False)
+
+    def before_train(self, runner: Runner) -> None:
+        self.previous = signal.signal(signal.SIGTERM, self.request)
+        if self.validation_due:
+            runner.val_loop.run()
+
+    def request(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if any_process(self.requested) and runner.optim_wrapper.should_update():
+            self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        # Each process for itself: the processes need not have as many batches.
+        if self.requested and runner.optim_wrapper.should_update():
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # gives the model its own weights back
+            self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter, validation_due=True))
+
+    def stop(self, runner: Runner, meta: dict) -> None:
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta)
+        if is_main_process():
+            work_dir = Path(runner.work_dir)
+            WholeFiles().put_text(str(work_dir / INTERRUPTED), work_dir / 'last_checkpoint')
+        runner.logger.warning(f'SIGTERM: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
+        if not meta.get('validation_due'):
+            barrier()  # a launcher ends the others when one has ended
+        raise SystemExit(EXIT_CODE)
+
+    def after_train(self, runner: Runner) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+        interrupted = Path(runner.work_dir) / INTERRUPTED
+        if is_main_process() and last_checkpoint(interrupted.parent) != interrupted:
+            interrupted.unlink(missing_ok=True)
+
+
+def heed_own_process(worker_init_fn: Optional[Callable], worker_id: int) -> None:
+    """A ``worker_init_fn``: a signal to all processes of a run is for those that train to answer.
+
+    PyTorch's data workers end on any SIGTERM, and then their run with an error. One that comes from the
+    process that a worker belongs to still ends it.
+    """
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=exit_with_own_process, daemon=True).start()
+
+
+def exit_with_own_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def last_checkpoint(work_dir: Path) -> Optional[Path]:
+    """What mmengine's note of the last checkpoint names."""
+    note = work_dir / 'last_checkpoint'
+    return Path(note.read_text().strip()) if note.is_file() else None
+
+
+def newest_checkpoint(work_dir: Path) -> Optional[str]:
+    """The newest checkpoint of a work dir that a run can go on from.
+
+    By the time that is noted in it: an earlier run in this folder may have got further, and copies of
+    files have other times.
+    """
+    noted = last_checkpoint(work_dir)
+    found = []
+    for path in {*work_dir.glob('*.pth'), *([noted] if noted and noted.is_file() else [])}:
+        try:
+            content = load_from_disk(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
+            if 'optimizer' in content:  # the best one is weights alone
+                meta = content['meta']
+                found.append((meta['time'], meta['iter'], path.name == INTERRUPTED, path))
+        except (ValueError, KeyError, TypeError) as error:
+            print_log(f'not resuming from {path}: {error}', 'current', logging.WARNING)
+    for *_, path in sorted(found, reverse=True):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return str(path)
+        print_log(f'not resuming from {path}: {damaged} in it is damaged', 'current', logging.WARNING)
+    return None
