@@ -8,7 +8,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -51,12 +51,21 @@ def preflight(cfg: Config, splits: Sequence[str]) -> List[str]:
                 problems += found
         if 'train' in splits and not any(problem.kind == ERROR for problem in problems):
             problems += check_training(cfg, sizes.get('train'))
-    errors = list(dict.fromkeys(f'{p.where}: {p.what}' for p in problems if p.kind == ERROR))
+    errors = told_once(problem for problem in problems if problem.kind == ERROR)
     if len(errors) > SHOWN:
         errors[SHOWN:] = [f'... and {len(errors) - SHOWN} more: tools/check_dataset.py lists all']
     if errors:
         raise ConfigError('\n'.join(errors))
-    return list(dict.fromkeys(f'{p.where}: {p.what}' for p in problems))
+    return told_once(problems)
+
+
+def told_once(problems: Iterable[Problem]) -> List[str]:
+    """A line for each thing that is wrong, with the first place where it is."""
+    places: Dict[str, List[str]] = {}
+    for problem in problems:
+        places.setdefault(problem.what, []).append(problem.where)
+    return [f'{where[0]}: {what}' + (f' (and {len(set(where)) - 1} more)' if len(set(where)) > 1 else '')
+            for what, where in places.items()]
 
 
 # ---------------------------------------------------------------------------- model
@@ -145,7 +154,8 @@ def check_data(cfg: Config, split: str) -> Tuple[List[Problem], Optional[int]]:
                                                             dataset.ignore_index)
         else:
             return problems, None  # of a kind that is not known here
-        found += check.check_classes(cfg.model, dataset)
+        if not any('of the classes of the config' in problem.what for problem in found):
+            found += check.check_classes(cfg.model, dataset)
         problems += [problem for problem in found if problem.kind == ERROR]
         images += number
     return problems, images
