@@ -12,8 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from cmt_backbones.data.classification import (
-    TRANSFER_SETS, ClassificationError, eval_loader, eval_transform, open_set)
+from cmt_backbones.data.classification import TRANSFER_SETS, ClassificationError, eval_loader, eval_transform, open_set
 from cmt_backbones.training.evaluation import evaluate, processes, read_classifier
 
 

@@ -22,7 +22,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.classification import (
-    ClassificationError, eval_loader, eval_transform, open_set, train_loader, train_transform)
+    ClassificationError,
+    eval_loader,
+    eval_transform,
+    open_set,
+    train_loader,
+    train_transform,
+)
 from ..models.classifier import CMTClassifier
 from ..weights import read_torch
 from .evaluation import Process, evaluate
