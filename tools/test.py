@@ -5,9 +5,10 @@ import os
 from mmengine.config import DictAction
 
 from cmt_backbones import openmmlab
+from cmt_backbones.data.preflight import check_before_start
 
 
-def parse_args():
+def parse_args(argv):
     parser = argparse.ArgumentParser(description='Evaluates a detector or segmentor')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -24,13 +25,13 @@ def parse_args():
                         help='changes to the config, such as test_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     with openmmlab.one_line_errors('test'):
         test(args)
 
@@ -43,7 +44,7 @@ def test(args):
         raise SystemExit(f'--out of a detector is a .pkl file, not {args.out}')
     if args.out and not detector:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    warnings = [] if args.no_check else openmmlab.check_before_start(cfg, ['test'])
+    warnings = [] if args.no_check else check_before_start(cfg, ['test'])
     if args.show_dir:
         openmmlab.show_predictions(cfg, args.show_dir)
     if args.tta:

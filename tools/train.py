@@ -5,9 +5,10 @@ import os
 from mmengine.config import DictAction
 
 from cmt_backbones import openmmlab
+from cmt_backbones.data.preflight import check_before_start
 
 
-def parse_args():
+def parse_args(argv):
     parser = argparse.ArgumentParser(description='Trains a detector or segmentor')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; work_dirs/<config> by default')
@@ -30,13 +31,13 @@ def parse_args():
                         help='changes to the config, such as train_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     with openmmlab.one_line_errors('train'):
         train(args)
 
@@ -60,7 +61,7 @@ def train(args):
     for name in services:
         openmmlab.log_to(cfg, name)
     told = openmmlab.fit_to_device(cfg)
-    warnings = [] if args.no_check else openmmlab.check_before_start(cfg, ('train', 'val'))
+    warnings = [] if args.no_check else check_before_start(cfg, ('train', 'val'))
     runner = openmmlab.BriefRunner.from_cfg(cfg)
     for warning in [told] * (told is not None) + warnings:
         runner.logger.warning(warning)

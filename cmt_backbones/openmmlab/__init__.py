@@ -10,12 +10,11 @@ from mmengine.runner import CheckpointLoader
 
 from .checkpoints import load_from_disk, load_from_web
 from .files import WholeFiles
-from .matching import CheckpointMatches, ModelError
+from .matching import CheckpointMatches, ConfigError, ModelError
 from .options import (
     LOGGERS,
     CompileHook,
     DeployHook,
-    check_before_start,
     fit_to_device,
     load_config,
     log_to,
@@ -23,14 +22,13 @@ from .options import (
     show_predictions,
     use_tta,
 )
-from .preflight import ConfigError, preflight
 from .processes import CPUDistributedDataParallel, prepare_cpu_processes
 from .terminal import BriefRunner, LoggedImages, Progress
 
 __all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
-           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'check_before_start',
+           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles',
            'fit_to_device', 'load_config', 'load_from_disk', 'load_from_web', 'log_to', 'one_line_errors',
-           'preflight', 'prepare_cpu_processes', 'register', 'show_predictions', 'use_tta']
+           'prepare_cpu_processes', 'register', 'show_predictions', 'use_tta']
 
 
 def register() -> None:

@@ -20,6 +20,10 @@ NEUTRAL = {'_scope_', 'init_cfg', 'train_cfg', 'test_cfg', 'data_preprocessor', 
 OF_OPTIMIZERS = {'alpha', 'amsgrad', 'betas', 'centered', 'momentum', 'nesterov', 'rho'}  # one is told by its options
 
 
+class ConfigError(Exception):
+    """Why a config cannot be run; a line for each reason."""
+
+
 class ModelError(Exception):
     """Why there is no such model, in one line."""
 

@@ -2,13 +2,12 @@
 import importlib
 import importlib.util
 import logging
-import os
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Iterator, List, Optional, Sequence
+from typing import Iterator, Optional
 
 import mmengine
 import torch
@@ -22,8 +21,7 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
 from ..models.backbone import switch_to_deploy
-from .matching import ModelError
-from .preflight import ConfigError, preflight
+from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
 
 
@@ -74,12 +72,6 @@ def one_line_errors(command: str) -> Iterator[None]:
         raise SystemExit(f'{command}: {error}') from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # what a shell reports for a process that Ctrl-C ended
-
-
-def check_before_start(cfg: Config, splits: Sequence[str]) -> List[str]:
-    """What :func:`preflight` warns of, in the first process of a run; the others have nothing to say."""
-    first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
-    return preflight(cfg, splits) if first else []
 
 
 def fit_to_device(cfg: Config) -> Optional[str]:

@@ -67,7 +67,8 @@ class SaveOnSigterm(Hook):
     def request(self, number: int, frame: Any) -> None:
         self.requested = number
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for again in (signal.SIGINT, signal.SIGTERM):  # torchrun answers a second one with SIGTERM
+                signal.signal(again, signal.SIG_DFL)
             self.logger.warning('Ctrl-C: finishing the iteration and saving; once more ends at once')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -14,17 +14,20 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 
-from ..data import check
-from ..data.check import ERROR, WARNING, Problem
 from ..models.backbone import Backbone
+from ..openmmlab.matching import ConfigError
+from . import check
+from .check import ERROR, WARNING, Problem
 
 IMAGES = 8  # of each split that are read
 LARGEST = 100e6  # bytes of an annotation file that is read twice, here and by the dataset
 SHOWN = 5  # errors of a config; the others are counted
 
 
-class ConfigError(Exception):
-    """Why a config cannot be run; a line for each reason."""
+def check_before_start(cfg: Config, splits: Sequence[str]) -> List[str]:
+    """:func:`preflight` in the first process of a run; the others have nothing to say."""
+    first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    return preflight(cfg, splits) if first else []
 
 
 def preflight(cfg: Config, splits: Sequence[str]) -> List[str]:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import small_runs
-from cmt_backbones.openmmlab import ConfigError, preflight
+from cmt_backbones.data.preflight import preflight
+from cmt_backbones.openmmlab import ConfigError
 
 
 @pytest.fixture(scope='module')
