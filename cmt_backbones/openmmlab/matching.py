@@ -214,6 +214,6 @@ def optimizer_differences(saved: Mapping, wrapper: Any) -> List[str]:
                 'layer decay)']
     sizes = [[len(group['params']) for group in groups] for groups in (there, here)]
     if sizes[0] != sizes[1]:
-        return [f'the optimizer has {sum(sizes[0])} parameters there and {sum(sizes[1])} here (frozen_stages, '
+        return [f'the optimizer has {sum(sizes[0])} parameters there and {sum(sizes[1])} here (frozen_stages with '
                 'paramwise_cfg)']
     return []

@@ -94,8 +94,8 @@ ARCH = 'model.backbone.arch.embed_dims=[8,16,32,32]'
 
 def test_a_checkpoint_of_another_config_is_not_tested(refused, trained, tmp_path):
     said = refused('test', trained[2], '--cfg-options', ARCH, 'model.neck.in_channels=[16,32,32]')
-    assert re.match(r'test: .*epoch_1.pth is not of this config: [0-9]+ of [0-9]+ weights are not in it or have another '
-                    r'shape; model.backbone.arch.embed_dims\[2\] is 24 there and 32 here; ', said)
+    assert re.match(r'test: .*epoch_1.pth is not of this config: [0-9]+ of [0-9]+ weights are not in it or have '
+                    r'another shape; model.backbone.arch.embed_dims\[2\] is 24 there and 32 here; ', said)
     said = refused('test', trained[2], '--cfg-options', 'model.backbone.arch.depths=[1,1,1,1]')
     assert 'weights are not in the model' in said and 'model.backbone.arch.depths[2] is 2 there and 1 here' in said
     assert 'cannot read the checkpoint nowhere.pth: nowhere.pth cannot be found' in refused('test', 'nowhere.pth')
@@ -132,9 +132,8 @@ def test_a_head_may_start_anew_if_that_is_said(refused, config, trained, tmp_pat
      'the optimizer there has amsgrad, betas, SGD has momentum, nesterov'),
     (['optim_wrapper.constructor=LayerDecayOptimWrapperConstructor', 'optim_wrapper.paramwise_cfg.decay_rate=0.5'],
      r'the optimizer has 1 groups of parameters there and [0-9]+ here \(paramwise_cfg, layer decay\)'),
-    (['model.backbone.frozen_stages=1'], r'the optimizer has [0-9]+ parameters there and [0-9]+ here \(frozen_stages'),
     ([ARCH, 'model.neck.in_channels=[16,32,32]'], r'model.backbone.arch.embed_dims\[2\] is 24 there and 32 here')],
-    ids=['optimizer', 'groups', 'frozen', 'arch'])
+    ids=['optimizer', 'groups', 'arch'])
 def test_another_config_does_not_resume(options, what, refused, trained):
     said = refused('train', '--resume', trained[2], '--cfg-options', 'train_cfg.max_epochs=2', *options)
     assert 'is not of this config' in said and re.search(what, said), said
@@ -164,7 +163,8 @@ def test_switches_that_cannot_be(command, arguments, what, refused, monkeypatch)
     assert what in refused(command, *arguments)
 
 
-@pytest.mark.parametrize('text, what', [(None, 'No such file|does not exist|cannot find'), ('model = dict(', 'syntax')])
+@pytest.mark.parametrize('text, what', [
+    (None, 'No such file|does not exist|cannot find'), ('model = dict(', 'was never closed')])
 def test_a_config_that_cannot_be_read(text, what, tmp_path):
     if text:
         (tmp_path / 'half.py').write_text(text)
@@ -207,8 +207,8 @@ def test_the_schedule_for_small_data_follows_from_the_length_of_a_run():
     runner = Runner.__new__(Runner)
     for epochs, length in ((3, 5), (10, 16)):
         loop = type('Loop', (BaseLoop, ), dict(run=None, max_epochs=epochs, max_iters=epochs * length))
+        loop.dataloader = torch.utils.data.DataLoader(range(length))
         runner._train_loop = loop.__new__(loop)
-        runner._train_dataloader = torch.utils.data.DataLoader(range(length))
         runner.logger = MMLogger.get_current_instance()
         schedulers = runner._build_param_scheduler(cfg.param_scheduler, optimizer)
         assert [(s.begin, s.end) for s in schedulers] == [(0, length), (0, epochs * length)]

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     'analysis': {'openmmlab', 'models', 'weights'},
     'visualization': {'openmmlab', 'models', 'weights'},
     'export': {'openmmlab', 'models', 'weights'},
-    '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
+    'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
+    '__init__': {'prediction', 'versions', 'registration', 'models', 'training', 'openmmlab'},
     '__main__': {'__init__'},
 }
 # Beside torch, numpy, mmengine and Python's own; of `models` what classifier.py alone may have.
@@ -35,6 +36,7 @@ OTHERS = {
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'torchvision', 'cv2', 'tqdm'},
+    'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
