@@ -86,7 +86,8 @@ def test_ids_go_on_from_image_to_image(trained):
 def test_what_cannot_be_predicted(trained, tmp_path):
     config, weights, _ = trained
     model = load_model(config, weights, device='cpu')
-    for image, what in ((tmp_path / 'nowhere.png', 'nowhere.png'), (np.zeros((4, 4)), r'an array of \(4, 4\), float64,')):
+    for image, what in ((tmp_path / 'nowhere.png', 'nowhere.png'),
+                        (np.zeros((4, 4)), r'an array of \(4, 4\), float64,')):
         with pytest.raises(ModelError, match=f'{what} cannot be read as an image'):
             model.predict(image)
     with pytest.raises(ModelError, match='cannot read the checkpoint'):
