@@ -4,7 +4,7 @@ import importlib.util
 import platform
 from collections import Counter
 from importlib import metadata
-from typing import Mapping
+from typing import Dict, List, Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from . import __version__
 MODULES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'cv2', 'numpy', 'setuptools')
 
 
-def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
+def module_line(module: str, distributions: Mapping[str, List[str]]) -> str:
     """The version of a module, the distribution that it comes from, and why it does not import.
 
     Args:
@@ -55,9 +55,19 @@ def gpus() -> str:
     return ', '.join(f'{count} x {name}' for name, count in names.items())
 
 
+def packages_distributions() -> Dict[str, List[str]]:
+    """The distributions that provide a module, by its name; importlib.metadata has this from Python 3.10 on."""
+    found: Dict[str, List[str]] = {}
+    for distribution in metadata.distributions():
+        files = distribution.files or []
+        for module in {file.parts[0].partition('.')[0] for file in files if file.suffix == '.py'}:
+            found.setdefault(module, []).append(distribution.metadata['Name'])
+    return found
+
+
 def report() -> str:
     """One line for each part."""
-    distributions = metadata.packages_distributions()
+    distributions = packages_distributions()
     lines = {
         'cmt_backbones': __version__,
         'Python': f'{platform.python_version()} on {platform.platform()}',
