@@ -14,7 +14,7 @@ MAY_IMPORT = {
     'versions': set(),
     'registration': set(),
     'weights': set(),
-    'models': {'weights', 'registration'},
+    'models': {'weights', 'registration', 'versions'},
     'classifier': {'models'},
     'openmmlab': {'models', 'weights', 'registration'},
     'data': set(),
