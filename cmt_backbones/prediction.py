@@ -16,6 +16,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
+from .openmmlab.checkpoints import load_checkpoint
 from .openmmlab.inference import build_model, predict, read_config
 from .openmmlab.matching import ModelError, written_config
 
@@ -151,9 +152,8 @@ def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: 
 
 def config_of(checkpoint: PathLike) -> Config:
     """The config that mmengine wrote into a checkpoint, read without running it."""
-    from mmengine.runner import CheckpointLoader
     try:
-        found = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
+        found = load_checkpoint(str(checkpoint), 'cpu')
     except (OSError, ValueError) as error:
         raise ModelError(f'cannot read the checkpoint {checkpoint}: {error}') from None
     cfg = written_config(str((found.get('meta') or {}).get('cfg', '')))

@@ -5,7 +5,7 @@ import os
 from mmengine.config import DictAction
 
 from cmt_backbones import openmmlab
-from cmt_backbones.data.preflight import check_before_start
+from cmt_backbones.training.preflight import check_before_start
 
 
 def parse_args(argv):
@@ -36,6 +36,7 @@ def parse_args(argv):
     return args
 
 
+@openmmlab.ended_in_order()
 def main(argv=None):
     args = parse_args(argv)
     with openmmlab.one_line_errors('train'):
@@ -43,6 +44,7 @@ def main(argv=None):
 
 
 def train(args):
+    openmmlab.read_without_pickle()
     cfg = openmmlab.load_config(args)
     cfg.quiet = args.quiet
     if args.amp:

@@ -10,7 +10,6 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -28,7 +27,6 @@ class ModelError(Exception):
     """Why there is no such model, in one line."""
 
 
-@HOOKS.register_module()
 class CheckpointMatches(Hook):
     """Refuses a checkpoint of another config: a ModelError names what differs.
 

@@ -14,10 +14,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 
+from ..data import check
+from ..data.check import ERROR, WARNING, Problem
 from ..models.backbone import Backbone
 from ..openmmlab.matching import ConfigError
-from . import check
-from .check import ERROR, WARNING, Problem
 
 IMAGES = 8  # of each split that are read
 LARGEST = 100e6  # bytes of an annotation file that is read twice, here and by the dataset

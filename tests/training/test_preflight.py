@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import small_runs
-from cmt_backbones.data.preflight import preflight
 from cmt_backbones.openmmlab import ConfigError
+from cmt_backbones.training.preflight import preflight
 
 
 @pytest.fixture(scope='module')
