@@ -248,15 +248,15 @@ def check_training(cfg: Config, images: Optional[int]) -> Iterator[Problem]:
         last = one.get('end', 0)
         if not end:
             continue
-        if one.get('type') in ('LinearLR', 'ConstantLR') and last > 0.5 * end and not one.get('convert_to_iter_based'):
+        if one.get('type') in ('LinearLR', 'ConstantLR') and last > 0.5 * end:
+            mend = 'take more of them' if one.get('by_epoch', True) else \
+                f'write param_scheduler.{i}.end={max(1, end // 10)}, or build on small_data.py'
             yield Problem(WARNING, f'param_scheduler[{i}]', f'warms up for {last} {unit}, and the run has {end}: '
-                          f'write param_scheduler.{i}.end={max(1, end // 10)}, or build on small_data.py')
+                          f'{mend}')
         behind = [at for at in one.get('milestones', []) if at >= end]
         if behind:
             yield Problem(WARNING, f'param_scheduler[{i}]', f'the milestones {one["milestones"]} lie behind the end of '
                           f'the run, after {end} {unit}: the learning rate does not fall')
-    if loop.get('val_interval', 1) > (epochs or iterations or math.inf) and cfg.get('val_cfg') is not None:
-        yield Problem(WARNING, 'train_cfg', f'val_interval is {loop["val_interval"]}, and the run ends before')
     backbone = cfg.model.get('backbone', {})
     starts_anew = not (backbone.get('init_cfg') or cfg.get('load_from') or cfg.get('resume'))
     if backbone.get('norm_eval') and starts_anew:

@@ -207,10 +207,6 @@ def anew_without_statistics(cfg, scenes):
     cfg.model.backbone.norm_eval = True
 
 
-def rare_validation(cfg, scenes):
-    cfg.train_cfg.val_interval = 3
-
-
 def unread_map(cfg, scenes):
     cfg.model.backbone.out_indices = (0, 1, 2, 3)
     cfg.model.neck.update(in_channels=[8, 16, 24, 32], start_level=1)
@@ -220,7 +216,6 @@ def unread_map(cfg, scenes):
     (warm_up, r'param_scheduler\[0\]: warms up for 500 iterations, and the run has 4: write param_scheduler.0.end=1'),
     (milestones, r'param_scheduler\[1\]: the milestones \[8, 11\] lie behind the end of the run, after 2 epochs'),
     (anew_without_statistics, 'model.backbone: norm_eval=True keeps the statistics of BatchNorms that never saw'),
-    (rare_validation, 'train_cfg: val_interval is 3, and the run ends before'),
     (unread_map, 'model.neck: start_level=1 leaves maps of the backbone unread')])
 def test_what_is_unwise_is_a_warning(change, line, drawn, tmp_path):
     cfg = small_runs.detector(drawn, tmp_path)
