@@ -20,6 +20,7 @@ IN_THE_LOG_ALONE = re.compile(
     r'\s*-{20}|Config:|Hooks will be executed|Distributed training is not used|Exp name:|paramwise_options|'
     r'(layer|stage)_wise decay|Checkpoints will be saved|The prefix is not set|'
     r'"(FileClient|HardDiskBackend)"|Loads checkpoint by|Load checkpoint from|Evaluating (bbox|segm)\.\.\.')
+STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|$')
 RESULT = re.compile(r'(Epoch|Iter)\((val|test)\)(?!.* eta: )')
 
 
@@ -64,19 +65,24 @@ class BriefRunner(Runner):
 
     def build_evaluator(self, *args: Any, **kwargs: Any) -> Any:
         with prints_in_the_log():
-            return super().build_evaluator(*args, **kwargs)
+            evaluator = super().build_evaluator(*args, **kwargs)
+        evaluator.evaluate = prints_in_the_log()(evaluator.evaluate)
+        return evaluator
 
 
 @contextmanager
 def prints_in_the_log() -> Iterator[None]:
-    """What is printed meanwhile goes into the log; pycocotools prints four lines a file."""
+    """What is printed meanwhile goes into the log, and but for the steps of pycocotools to the terminal."""
     printed = StringIO()
     try:
         with redirect_stdout(printed):
             yield
     finally:
-        if printed.getvalue().strip():
-            MMLogger.get_current_instance().info(printed.getvalue().strip(), extra=dict(log_alone=True))
+        logger, lines = MMLogger.get_current_instance(), printed.getvalue().strip().splitlines()
+        for steps in (True, False):
+            found = [line for line in lines if (STEP.match(line) is not None) == steps]
+            if found:
+                logger.info('\n' + '\n'.join(found), extra=dict(log_alone=steps))
 
 
 class Progress(Hook):
