@@ -10,6 +10,7 @@ from typing import Any, Iterator
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -124,8 +125,9 @@ def summary(runner: Runner) -> str:
     classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
     length = f'{loop.max_epochs} epochs of {len(loader)} iterations' if 'Epoch' in type(loop).__name__ else \
         f'{loop.max_iters} iterations'
-    device = next(runner.model.parameters()).device
-    return (f'{type(runner.model).__name__} on {len(loader.dataset)} images of {len(classes)} classes: {length}, '
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    device = next(model.parameters()).device
+    return (f'{type(model).__name__} on {len(loader.dataset)} images of {len(classes)} classes: {length}, '
             f'{batch} images a step{processes}, on {device.type} by {type(runner.optim_wrapper).__name__}')
 
 
