@@ -111,6 +111,7 @@ PROJECT = """
             assert runner.iter == 0 or kept == argparse.Namespace(lr=.1, folder=Path('a')), kept
             runner.message_hub.update_info('args', argparse.Namespace(lr=.1, folder=Path('a')), resumed=True)
 
+    torch.manual_seed(0)
     for epochs in (1, 2):
         runner = Runner(
             Toy(), sys.argv[1], train_cfg=dict(by_epoch=True, max_epochs=epochs), randomness=dict(seed=0),
