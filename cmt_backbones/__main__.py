@@ -2,7 +2,7 @@
 import importlib
 import importlib.util
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib import metadata
 from typing import Dict, List, Mapping
 
@@ -26,6 +26,18 @@ def module_line(module: str, distributions: Mapping[str, List[str]]) -> str:
     names = sorted(set(distributions.get(module, [])))
     line = ', '.join(f'{metadata.version(name)} ({name})' for name in names) or 'not from a distribution'
     return line + import_error(module)
+
+
+def distributions_by_module() -> Mapping[str, List[str]]:
+    """The names of the distributions that provide a module, as Python itself tells from 3.10 on."""
+    if hasattr(metadata, 'packages_distributions'):
+        return metadata.packages_distributions()
+    found: Dict[str, List[str]] = defaultdict(list)
+    for distribution in metadata.distributions():
+        told = (distribution.read_text('top_level.txt') or '').split()
+        for module in told or {file.parts[0] for file in distribution.files or []}:
+            found[module].append(distribution.metadata['Name'])
+    return found
 
 
 def import_error(module: str) -> str:
@@ -55,19 +67,9 @@ def gpus() -> str:
     return ', '.join(f'{count} x {name}' for name, count in names.items())
 
 
-def packages_distributions() -> Dict[str, List[str]]:
-    """The distributions that provide a module, by its name; importlib.metadata has this from Python 3.10 on."""
-    found: Dict[str, List[str]] = {}
-    for distribution in metadata.distributions():
-        files = distribution.files or []
-        for module in {file.parts[0].partition('.')[0] for file in files if file.suffix == '.py'}:
-            found.setdefault(module, []).append(distribution.metadata['Name'])
-    return found
-
-
 def report() -> str:
     """One line for each part."""
-    distributions = packages_distributions()
+    distributions = distributions_by_module()
     lines = {
         'cmt_backbones': __version__,
         'Python': f'{platform.python_version()} on {platform.platform()}',
