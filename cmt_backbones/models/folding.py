@@ -3,7 +3,7 @@
 Functions return weights of a layer that stands for two. They compute in double precision, so that what
 is folded differs by no more than the rounding of float32.
 """
-from typing import Tuple
+from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +64,21 @@ def affine(norm: nn.BatchNorm2d) -> Tuple[Tensor, Tensor]:
 def store(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)
+
+
+class NormsFirst(nn.Module):
+    """A module that tells of its BatchNorms before its other children.
+
+    mmcv's ``fuse_conv_bn`` folds each BatchNorm into the last convolution before it, by the order of
+    ``named_children()`` and whatever is computed in between: here a GELU, behind which nothing folds. It leaves
+    norms without a convolution before them. State dicts, parameters and ``forward`` go by another order, the
+    one in which modules were added.
+    """
+
+    norms_behind_gelu: Tuple[str, ...] = ()
+
+    def named_children(self) -> Iterator[Tuple[str, nn.Module]]:
+        children = dict(super().named_children())
+        first = [name for name in self.norms_behind_gelu if name in children]
+        for name in first + [name for name in children if name not in first]:
+            yield name, children[name]
