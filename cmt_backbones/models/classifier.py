@@ -274,9 +274,9 @@ def filled_by_timm(state: StateDict, model: CMTClassifier) -> StateDict:
 
     timm itself would drop what does not fit.
     """
-    state = tensors_of(state)
-    stem = convert(state)[0].get('stem.layers.0.weight')
     try:
+        state = tensors_of(state)
+        stem = convert(state)[0].get('stem.layers.0.weight')
         model.fill(state, "timm's weights")
     except ValueError as error:
         raise ValueError(f"cannot load timm's weights into the classifier: {error}") from error

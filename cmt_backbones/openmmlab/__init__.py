@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader
 
 from .checkpoints import load_from_disk, load_from_web
 from .files import WholeFiles
+from .named import register_names
 from .options import DeployHook, load_config, show_predictions, use_tta
 from .processes import CPUDistributedDataParallel, prepare_cpu_processes
 
@@ -21,6 +22,7 @@ def register() -> None:
     """What importing the package sets up."""
     register_backend('local', WholeFiles, force=True, prefixes='')
     CheckpointLoader.register_scheme('', load_from_disk, force=True)
+    register_names()
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)
     # mmengine finds `package::config` through a fixed table of packages. Ours is entered by one of its
     # modules: by its own name mmengine 0.10.7 would look for it in site-packages, where an editable

@@ -6,6 +6,7 @@ import numpy as np
 from mmengine.logging import HistoryBuffer
 
 from ..weights.downloads import download
+from ..weights.published import read_published
 from ..weights.reading import read_torch
 
 # mmengine 0.10.7 calls torch.load plainly. From torch 2.6 on this refuses its own checkpoints, whose
@@ -41,6 +42,8 @@ def load_from_disk(filename: str, map_location: Any = None, **options: Any) -> A
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{filename} cannot be found')
+    if path.suffix == '.safetensors':
+        return read_published(path)
     try:
         return read_torch(path, objects_of_a_run(), map_location, **options)
     except ValueError as error:

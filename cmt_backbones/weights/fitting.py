@@ -24,17 +24,17 @@ def fit(state: StateDict, wanted: Mapping[str, Tensor], layout: Layout) -> Tuple
         anew |= norms
         notes.append('the output norms start anew, as in the official detectors')
     for key in wanted:
-        if (key.endswith('num_batches_tracked') and key not in state
-                and key.replace('num_batches_tracked', 'running_mean') in state):  # from before PyTorch 0.4.1
-            state[key] = wanted[key]
+        if key.endswith('num_batches_tracked') and key not in state:
             anew.add(key)
+            if key.replace('num_batches_tracked', 'running_mean') in state:  # from before PyTorch 0.4.1
+                state[key] = wanted[key]
         elif key.endswith('relative_bias.table') and key in state:
             resized = resize_table(state[key], wanted[key].shape)
             if resized is not state[key]:
                 notes.append(f'{key} resized from {tuple(state[key].shape)} to {tuple(resized.shape)}')
                 state[key] = resized
 
-    missing = [k for k in wanted if k not in state]
+    missing = [k for k in wanted if k not in state and k not in anew]
     misfits = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     stages = {k.split('.')[1] for k in wanted if k.startswith('stages.')}
     surplus = [k for k in state if k not in wanted and k.startswith('stages.')

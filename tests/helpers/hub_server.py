@@ -19,7 +19,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.repositories, self.gated, self.requests = {}, set(), []
+        self.repositories, self.gated, self.requests, self.read_only = {}, set(), [], False
         self.endpoint = f'http://127.0.0.1:{self.server_port}'
 
     def add(self, name, **files):
@@ -86,7 +86,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path))
         body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
         commit = re.fullmatch(r'/api/models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)', path)
-        if path == '/api/repos/create':
+        if self.server.read_only:
+            self.answer({'error': 'no right to write'}, 403)
+        elif path == '/api/repos/create':
             told = json.loads(body)
             name = '/'.join(filter(None, [told.get('organization') or 'me', told['name'].split('/')[-1]]))
             status = 409 if name in self.server.repositories else 200
