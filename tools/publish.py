@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cmt_backbones.openmmlab.publishing import PARTS, PublishError, publish, push
+from cmt_backbones.export.publishing import PARTS, PublishError, publish, push
 
 
 def main(argv=None):

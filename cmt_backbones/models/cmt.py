@@ -12,6 +12,8 @@ from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registration import register
+from ..versions import is_compiling
 from . import folding
 from .attention import attention
 from .backbone import Backbone, DropPath, drop_path_rates, recomputed
@@ -37,7 +39,7 @@ NUM_HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)  # of keys and values, k in the paper; k times the stride is always 32
 
 
-@MODELS.register_module()
+@register(MODELS, 'cmt_backbones.CMT')
 class CMT(Backbone):
     """CMT as a backbone of detectors and segmentors, for images of any size.
 
@@ -144,7 +146,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm_cfg: Mapping) -> None:
         super().__init__()
-        self.layers = StemLayers()
+        self.layers = folding.SequentialNormsFirst()
         for i in range(3):
             self.layers.extend([
                 nn.Conv2d(channels if i else in_channels, channels, 3, stride=1 if i else 2, padding=1),
@@ -155,10 +157,6 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = self.layers[0].out_channels
         return by_bands(self.layers, x, channels // 4, halo=6, stride=2, whole=self.training)
-
-
-class StemLayers(folding.NormsFirst, nn.Sequential):
-    norms_behind_gelu = ('2', '5', '8')
 
 
 class Stage(nn.Module):
@@ -248,7 +246,6 @@ class LightweightAttention(nn.Module):
 
 class IRFFN(folding.NormsFirst):
     """Inverted residual FFN: expand, a depthwise convolution with its own shortcut, project."""
-
     norms_behind_gelu = ('norm1', 'norm2')
 
     def __init__(self, channels: int, hidden: int, norm_cfg: Mapping) -> None:
@@ -263,7 +260,7 @@ class IRFFN(folding.NormsFirst):
     def forward(self, x: Tensor) -> Tensor:
         # What is between the two products is cheap to compute and most of what training would keep.
         x = self.expand(x)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             x = self.project(recomputed(self.between, self, x, random=False))
         else:  # the input of the second product neither: recomputing stops before the product itself
             x = recomputed(lambda x: self.project(self.between(x)), self, x, random=False)

@@ -7,6 +7,7 @@ from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def fold_norm_after(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -75,10 +76,18 @@ class NormsFirst(nn.Module):
     one in which modules were added.
     """
 
-    norms_behind_gelu: Tuple[str, ...] = ()
+    norms_behind_gelu: Tuple[str, ...] = ()  # all of a :class:`SequentialNormsFirst`
 
     def named_children(self) -> Iterator[Tuple[str, nn.Module]]:
         children = dict(super().named_children())
         first = [name for name in self.norms_behind_gelu if name in children]
         for name in first + [name for name in children if name not in first]:
             yield name, children[name]
+
+
+class SequentialNormsFirst(NormsFirst, nn.Sequential):
+    """Convolutions, GELUs and norms in turn."""
+
+    @property
+    def norms_behind_gelu(self) -> Tuple[str, ...]:
+        return tuple(name for name, child in self._modules.items() if isinstance(child, _BatchNorm))

@@ -299,7 +299,8 @@ BAD = {
                       r"\['student.backbone.', 'teacher.backbone.'\]"),
     'a table of no square grid': (saved(lambda: {**small_state(), 'stages.0.relative_bias.table':
                                                  torch.zeros(1, 250, 4)}), r'is \(1, 250, 4\) there'),
-    'a call into the system': (saved({'model': Code(os.system, 'touch FIRED')}), 'or holds code'),
+    'a call into the system': (saved({'model': Code(os.system, 'touch FIRED')}),
+                               r"no tensors; its keys are \['model'\]"),
     'a plain pickle': (lambda path: path.write_bytes(pickle.dumps({'a': Code(os.system, 'touch FIRED')})),
                        'the file is damaged, no checkpoint of PyTorch, or holds code'),
 }

@@ -13,9 +13,9 @@ from mmengine.config import Config
 from torch import Tensor
 
 from .. import __version__
+from ..openmmlab.checkpoints import load_from_disk
 from ..weights import WeightsNotFound, convert, local_file
 from ..weights.hub import first_line, import_hub
-from .checkpoints import load_from_disk
 from .model_card import model_card
 
 PARTS = ('model', 'backbone')
