@@ -1,10 +1,14 @@
-"""What a bug report should say about an installation: `python -m cmt_backbones`."""
+"""What a bug report should say about an installation: `python -m cmt_backbones`.
+
+With a file, `python -m cmt_backbones FILE`: what weights it holds, and which networks and configs it fits.
+"""
 import importlib
 import importlib.util
 import platform
+import sys
 from collections import Counter, defaultdict
 from importlib import metadata
-from typing import Dict, List, Mapping
+from typing import Dict, List, Mapping, Sequence
 
 import torch
 
@@ -84,5 +88,17 @@ def report() -> str:
     return '\n'.join(f'{name:14} {line}' for name, line in lines.items())
 
 
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1 or argv and argv[0].startswith('-'):
+        sys.exit('usage: python -m cmt_backbones [FILE], a file, URL or name on a hub of weights')
+    if not argv:
+        return print(report())
+    from .models.recognition import describe
+    try:
+        print(describe(argv[0]))
+    except ValueError as error:
+        sys.exit(f'{argv[0]}: {error}')
+
+
 if __name__ == '__main__':
-    print(report())
+    main(sys.argv[1:])

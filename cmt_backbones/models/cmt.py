@@ -146,7 +146,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm_cfg: Mapping) -> None:
         super().__init__()
-        self.layers = nn.Sequential()
+        self.layers = folding.SequentialNormsFirst()
         for i in range(3):
             self.layers.extend([
                 nn.Conv2d(channels if i else in_channels, channels, 3, stride=1 if i else 2, padding=1),
@@ -244,8 +244,9 @@ class LightweightAttention(nn.Module):
         return self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))  # (N, n, C)
 
 
-class IRFFN(nn.Module):
+class IRFFN(folding.NormsFirst):
     """Inverted residual FFN: expand, a depthwise convolution with its own shortcut, project."""
+    norms_behind_gelu = ('norm1', 'norm2')
 
     def __init__(self, channels: int, hidden: int, norm_cfg: Mapping) -> None:
         super().__init__()

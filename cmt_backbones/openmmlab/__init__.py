@@ -11,6 +11,7 @@ from mmengine.fileio import register_backend
 from .checkpoints import let_mmengine_resume, load_from_disk, load_from_web, read_without_pickle
 from .configs import config_from_file
 from .files import BACKEND, WholeFiles
+from .named import register_names
 from .options import DeployHook, load_config, show_predictions, use_tta
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
 
@@ -23,3 +24,4 @@ try:
 except ValueError:  # of another package, or of an import before this one
     warnings.warn(f'the file backend {BACKEND!r} stays what was registered under that name before', stacklevel=2)
 let_mmengine_resume()
+register_names()

@@ -23,11 +23,11 @@ MAY_IMPORT = {
     'visualization': {'openmmlab', 'models'},
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
-    '__main__': {'__init__'},
+    '__main__': {'__init__', 'models'},
 }
 # Beside torch, numpy, mmengine and Python's own; of `models` what classifier.py alone may have.
 OTHERS = {
-    'weights': {'safetensors'},
+    'weights': {'safetensors', 'filelock', 'huggingface_hub', 'timm'},  # filelock is torch's; the rest for names
     'models': {'timm'},
     'openmmlab': {'mmcv', 'mmdet', 'mmseg', 'pkg_resources', 'torchvision'},
     'data': {'cv2', 'tqdm', 'timm', 'torchvision', 'PIL', 'pycocotools'},
