@@ -9,13 +9,15 @@ export PYTHONUNBUFFERED = 1
 .PHONY: help setup test lint demo demo-seg shapes
 
 help:
+	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
 	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
+# OPERATORS=compiled builds mmcv's own operators, OPERATORS=torchvision does without; neither keeps what is there.
 setup:
-	@$(PYTHON) tools/setup_env.py --stack $(STACK)
+	@$(PYTHON) tools/setup_env.py --stack $(STACK) $(if $(OPERATORS),--operators $(OPERATORS))
 
 test: setup
 	$(PY) -m pytest
