@@ -222,7 +222,8 @@ def set_up(stack, operators, venv, cache):
     said = "torchvision's"
     if operators == 'torchvision':
         pip('install', '--no-cache-dir', '--no-deps', mmcv)
-    pip('install', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
+    # Python compiles what it imports; pip would all of it, half a minute.
+    pip('install', '--no-compile', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
     if operators == 'compiled':
         wheel, said = mmcv_wheel(python, mmcv.replace(without, with_operators), cache)
         pip('install', '--no-deps', '--force-reinstall', wheel)

@@ -10,15 +10,17 @@ from mmengine.runner import CheckpointLoader
 
 from .checkpoints import load_from_disk, load_from_web
 from .files import WholeFiles
+from .operators import provide as provide_operators
 from .options import DeployHook, load_config, show_predictions, use_tta
 from .processes import CPUDistributedDataParallel, prepare_cpu_processes
 
 __all__ = ['CPUDistributedDataParallel', 'DeployHook', 'WholeFiles', 'load_config', 'load_from_disk', 'load_from_web',
-           'prepare_cpu_processes', 'register', 'show_predictions', 'use_tta']
+           'prepare_cpu_processes', 'provide_operators', 'register', 'show_predictions', 'use_tta']
 
 
 def register() -> None:
     """What importing the package sets up."""
+    provide_operators()
     register_backend('local', WholeFiles, force=True, prefixes='')
     CheckpointLoader.register_scheme('', load_from_disk, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -17,6 +18,7 @@ from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 
 import operator_cases
 import tool
+from cmt_backbones.openmmlab import load_config, operators
 from cmt_backbones.openmmlab.operators import extension, focal_loss
 
 MODULES = [module for name, module in sys.modules.items()
@@ -189,6 +191,18 @@ def test_every_operator_that_mmcv_asks_for_is_there_or_missing_by_name():
         assert module.ext_module is extension
     assert all(callable(getattr(extension, name)) for name in extension.__all__)
     assert not hasattr(extension, '__path__')
+
+
+def test_a_gpu_that_the_operators_cannot_use_ends_the_run_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', extension)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert torch.ops.torchvision._cuda_version() > 0
+    operators.check_device()
+    monkeypatch.setattr(extension, 'get_compiling_cuda_version', lambda: 'not available')
+    args = SimpleNamespace(config=str(tool.ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py'))
+    with pytest.raises(SystemExit, match='there is a GPU, and this torchvision is without CUDA.*`make setup`') as ended:
+        load_config(args)
+    assert '\n' not in str(ended.value)
 
 
 @pytest.fixture
