@@ -177,7 +177,7 @@ def compiled(log):
 
 def fetched(log):
     """How far an installation is, read off pip's `Downloading torch-2.11.0-cp311.whl (530.7 MB)`."""
-    found = re.findall(r'(Downloading|Using cached) (\S+?)-\d\S* \(([\d.]+) ([kMG])B\)', log)
+    found = re.findall(r'(Downloading|Using cached) (\S+?)-\d\S*(?<!metadata) \(([\d.]+) ([kMG])B\)', log)
     if 'Installing collected packages' in log or not found:
         return 'unpacking' if found else 'looking up versions'
     sizes = [float(size) / dict(k=1e3, M=1, G=1e-3)[unit] for how, _, size, unit in found if how == 'Downloading']

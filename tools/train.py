@@ -28,8 +28,10 @@ def parse_args():
     return args
 
 
+@openmmlab.ended_in_order()
 def main():
     args = parse_args()
+    openmmlab.read_without_pickle()
     cfg = openmmlab.load_config(args)
     if args.amp:
         if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):

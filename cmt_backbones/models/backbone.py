@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..versions import is_compiling
 from ..weights import load_pretrained
 from .options import NUM_STAGES, check, check_out_indices, is_number, is_whole
 
@@ -121,7 +122,7 @@ def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs: Any, random
         module (nn.Module): The module that it is part of.
         random (bool): Whether random numbers are drawn.
     """
-    if torch.compiler.is_compiling():  # counts a batch once by itself
+    if is_compiling():  # counts a batch once by itself
         return checkpoint(f, *inputs, use_reentrant=False)
     if not torch.is_grad_enabled():
         return f(*inputs)

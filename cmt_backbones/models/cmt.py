@@ -12,6 +12,8 @@ from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registration import register
+from ..versions import is_compiling
 from . import folding
 from .attention import attention
 from .backbone import Backbone, DropPath, drop_path_rates, recomputed
@@ -37,7 +39,7 @@ NUM_HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)  # of keys and values, k in the paper; k times the stride is always 32
 
 
-@MODELS.register_module()
+@register(MODELS, 'cmt_backbones.CMT')
 class CMT(Backbone):
     """CMT as a backbone of detectors and segmentors, for images of any size.
 
@@ -257,7 +259,7 @@ class IRFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # What is between the two products is cheap to compute and most of what training would keep.
         x = self.expand(x)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             x = self.project(recomputed(self.between, self, x, random=False))
         else:  # the input of the second product neither: recomputing stops before the product itself
             x = recomputed(lambda x: self.project(self.between(x)), self, x, random=False)

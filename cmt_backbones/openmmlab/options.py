@@ -17,7 +17,9 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
 from ..models.backbone import switch_to_deploy
+from ..registration import register
 from . import operators
+from .configs import config_from_file
 from .processes import prepare_cpu_processes
 
 
@@ -27,7 +29,7 @@ def load_config(args: SimpleNamespace) -> Config:
         raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
                          'pip install "setuptools<81"')
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = config_from_file(args.config)
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
             importlib.import_module('mmcv.ops')  # which compiled operators for another torch break
             importlib.import_module(cfg.default_scope)
@@ -92,7 +94,7 @@ def show_predictions(cfg: Config, folder: Optional[str]) -> None:
         cfg.visualizer.save_dir = folder
 
 
-@HOOKS.register_module()
+@register(HOOKS, 'cmt_backbones.openmmlab.DeployHook')
 class DeployHook(Hook):
     """Tests backbones in their deployed form, once the checkpoint is loaded."""
 
