@@ -81,7 +81,7 @@ def compare(files):
           f'{GRADIENTS_UP_TO / 1e6:.0f} M parameters. On CPUs mmdet computes the focal loss by its own Python form in '
           'both cases.\n')
     print('| config | numbers compared | largest difference |\n|---|---|---|')
-    assert set(one.files) == set(other.files)
+    assert set(one.files) == set(other.files), 'the files are not of the same configs'
     worst = 0.
     for config in sorted({key.split(':')[0] for key in one.files} - {'operators'}):
         keys = [key for key in one.files if key.startswith(config + ':')]
@@ -105,8 +105,8 @@ def main():
     for path in sorted(CONFIGS.glob('mm*/*.py')):
         name = f'{path.parent.name}/{path.stem}'
         found.update({f'{name}:{key}': value for key, value in numbers(path).items()})
+        np.savez(args.files[0], **found)  # what there is, should a long run be cut short
         print(name, flush=True)
-    np.savez(args.files[0], **found)
     return None
 
 
