@@ -18,6 +18,7 @@ from mmengine.utils import digit_version
 
 from ..models.backbone import switch_to_deploy
 from ..registration import register
+from . import operators
 from .configs import config_from_file
 from .processes import prepare_cpu_processes
 
@@ -30,14 +31,17 @@ def load_config(args: SimpleNamespace) -> Config:
     try:
         cfg = config_from_file(args.config)
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
-            importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+            importlib.import_module('mmcv.ops')  # which compiled operators for another torch break
             importlib.import_module(cfg.default_scope)
+            operators.check_device()
     except ImportError as error:
         reason = str(error).strip().split('\n')[0]
         raise SystemExit(
-            f'{args.config}: {reason}. Our configs need mmcv with its compiled operators and mmdet or '
+            f'{args.config}: {reason}. Our configs need torchvision, mmcv (mmcv-lite will do) and mmdet or '
             'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
             '`make setup` installs those of requirements/') from None
+    except RuntimeError as error:
+        raise SystemExit(f'{args.config}: {error}') from None
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

@@ -23,6 +23,7 @@ from mmseg.registry import MODELS as SEGMENTORS
 import processes
 import small_runs
 from cmt_backbones.openmmlab import CPUDistributedDataParallel, ended_in_order, load_from_disk, prepare_cpu_processes
+from cmt_backbones.openmmlab.processes import give_gradients_the_strides_of_parameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +31,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     return small_runs.draw(tmp_path_factory.mktemp('scenes') / 'shapes', images=6, val=5)
+
+
+def test_gradients_get_the_strides_of_their_parameters():
+    """Of which DDP would warn once a run; depthwise weights have others from channels-last data."""
+    conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    x = torch.rand(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    before, = torch.autograd.grad(conv(x).sum(), conv.weight)
+    assert before.stride() != conv.weight.stride()
+    give_gradients_the_strides_of_parameters(conv)
+    conv(x).sum().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride() and torch.equal(conv.weight.grad, before)
 
 
 # ---------------------------------------------------------------------------- numbers

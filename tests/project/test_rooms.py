@@ -23,7 +23,7 @@ MAY_IMPORT = {
     'visualization': {'openmmlab', 'models'},
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
-    '__main__': {'__init__', 'models'},
+    '__main__': {'__init__', 'models', 'openmmlab'},
 }
 # Beside torch, numpy, mmengine and Python's own; of `models` what classifier.py alone may have.
 OTHERS = {
