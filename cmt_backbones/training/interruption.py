@@ -39,6 +39,7 @@ class SaveOnSigterm(Hook):
 
     def __init__(self) -> None:
         self.requested = self.validation_due = False
+        self.agreed = None  # whether a process is to end, where FiniteLossHook asked all in this iteration
 
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):
@@ -67,7 +68,10 @@ class SaveOnSigterm(Hook):
         self.requested = True
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if any_process(self.requested) and runner.optim_wrapper.should_update():
+        agreed, self.agreed = self.agreed, None
+        if agreed is None:
+            agreed, = any_process(self.requested)
+        if agreed and runner.optim_wrapper.should_update():
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
