@@ -198,25 +198,44 @@ class FlashAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, query: Tensor, key: Tensor) -> Tensor:
         d = q.shape[3]
         wide = widen(q, query), widen(k, key), F.pad(v, (0, key.shape[1]))
-        out, *rest = torch.ops.aten._scaled_dot_product_flash_attention(*wide, 0., False, False, scale=d**-0.5)
+        out, *rest = flash(wide, d**-0.5)
         # In the order (N, n, heads, d) of the layers around: one memory for them and for the backward pass.
         out = out[..., :d].transpose(1, 2).contiguous().transpose(1, 2)
-        deviation, *ctx.lengths, seed, offset = rest[:7]
-        ctx.save_for_backward(q, k, v, query, key, out, deviation, seed, offset)
+        ctx.save_for_backward(q, k, v, query, key, out, *rest)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError('FlashAttention has no second derivative: take it in float32, or by torch.func')
-        q, k, v, query, key, out, deviation, seed, offset = ctx.saved_tensors
-        d, rest = q.shape[3], (0, key.shape[1])
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            F.pad(grad, rest), widen(q, query), widen(k, key), F.pad(v, rest), F.pad(out, rest), deviation,
-            *ctx.lengths, 0., False, seed, offset, scale=d**-0.5)
+        q, k, v, query, key, out, *rest = ctx.saved_tensors
+        d, zeros = q.shape[3], (0, key.shape[1])
+        grads = flash_backward(F.pad(grad, zeros), (widen(q, query), widen(k, key), F.pad(v, zeros)),
+                               F.pad(out, zeros), rest, d**-0.5)
         of_query = grads[0][..., d:].sum(0) if ctx.needs_input_grad[3] else None
         of_key = grads[1][..., d:].sum((0, 1)) if ctx.needs_input_grad[4] else None
         return (*(x[..., :d] for x in grads), of_query, of_key)
+
+
+def flash(inputs: Sequence[Tensor], scale: float) -> tuple:
+    """What comes out, and the tensors that the backward pass wants beside it; on CPUs by the kernel for them."""
+    if inputs[0].device.type == 'cpu':
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*inputs, 0., False, scale=scale)
+    out, deviation, lengths_q, lengths_k, _, _, seed, offset, _ = (
+        torch.ops.aten._scaled_dot_product_flash_attention(*inputs, 0., False, False, scale=scale))
+    return out, deviation, lengths_q, lengths_k, seed, offset
+
+
+def flash_backward(grad: Tensor, inputs: Sequence[Tensor], out: Tensor, rest: Sequence[Optional[Tensor]],
+                   scale: float) -> Tuple[Tensor, ...]:
+    """The gradients of q, k and v."""
+    if grad.device.type == 'cpu':
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, *inputs, out, *rest, 0., False, scale=scale)
+    deviation, lengths_q, lengths_k, seed, offset = rest
+    longest = inputs[0].shape[2], inputs[1].shape[2]
+    return torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        grad, *inputs, out, deviation, lengths_q, lengths_k, *longest, 0., False, seed, offset, scale=scale)
 
 
 class AttentionByQueries(torch.autograd.Function):
