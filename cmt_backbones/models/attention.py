@@ -42,7 +42,11 @@ class Whole(NamedTuple):
 
     @classmethod
     def of(cls, factors: BiasFactors, width: int, dtype: torch.dtype) -> 'Whole':
-        return cls((factors.query @ factors.key.T)[None].to(dtype))
+        m = len(factors.key)
+        key = factors.key
+        if key.is_cuda and m % 8:  # kernels would copy a mask whose rows are not aligned, in every block
+            key = F.pad(key, (0, 0, 0, -m % 8))
+        return cls((factors.query @ key.T)[None, ..., :m].to(dtype))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask.to(q.dtype))

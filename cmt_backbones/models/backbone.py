@@ -145,18 +145,20 @@ class RunningStatisticsKept:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole samples."""
+    """``shortcut + x`` with stochastic depth (arXiv 1603.09382): whole samples of x are dropped."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, shortcut: Tensor, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
-            return x
+            return shortcut + x
         keep = 1 - self.rate
-        mask = x.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        mask = x.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+        if shortcut.dtype != x.dtype:
+            return shortcut + x * mask
+        return torch.addcmul(shortcut, x, mask)  # a pass over x less
 
     def extra_repr(self) -> str:
         return f'{self.rate:.3f}'

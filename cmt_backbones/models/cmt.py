@@ -210,14 +210,14 @@ class Block(nn.Module):
         x = to_tokens(self.lpu(x))  # (N, H W, C)
         normalised = self.norm1(x)
         normalised = normalised.to(product_dtype(x))  # once, for queries, keys and values
-        x = x + self.drop_path(self.attn(normalised, (height, width), bias))
+        x = self.drop_path(x, self.attn(normalised, (height, width), bias))
         x = to_map(x, height, width)
         return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1, whole=self.training)
 
     def transform(self, x: Tensor) -> Tensor:
         """The feed-forward half."""
         normalised = to_map(self.norm2(to_tokens(x)), *x.shape[2:])
-        return x + self.drop_path(self.ffn(normalised))
+        return self.drop_path(x, self.ffn(normalised))
 
 
 class LightweightAttention(nn.Module):

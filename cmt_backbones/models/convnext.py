@@ -171,7 +171,7 @@ class Block(nn.Module):
         shortcut = x
         x = self.dwconv(x)
         x = by_bands(self.mlp, x, self.pwconv1.out_features, whole=self.training or self.use_grn)
-        return shortcut + self.drop_path(x)
+        return self.drop_path(shortcut, x)
 
     def mlp(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)

@@ -7,7 +7,7 @@ deviation. The backward pass computes the other maps again from these: no statis
 time, hence none to exchange between GPUs and no running average to put back.
 """
 from types import SimpleNamespace
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -41,12 +41,10 @@ def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.M
     if not (recompute and wanted) or computes_plainly() or not all(type(m) in NORMS for m in (norm1, norm2)):
         x = F.conv2d(norm1(F.gelu(x)), dwconv.whole_weight(), dwconv.bias, padding=1, groups=dwconv.groups)
         return project(norm2(F.gelu(x)))
+    count_batch(norm1, norm2)
     norms = [KeptNorm(norm1, x), KeptNorm(norm2, x)]
-    # Under autocast x is in half precision already, and the norms stay in float32.
-    weights = dwconv.whole_weight(), dwconv.bias, project.weight, project.bias
-    weights = [weight.to(x.dtype) for weight in weights]
-    return BetweenProducts.apply(norms, x, norm1.weight, norm1.bias, *weights[:2],
-                                 norm2.weight, norm2.bias, *weights[2:])
+    return BetweenProducts.apply(norms, x, norm1.weight, norm1.bias, dwconv.whole_weight(), dwconv.bias,
+                                 norm2.weight, norm2.bias, project.weight, project.bias)
 
 
 class BetweenProducts(torch.autograd.Function):
@@ -55,51 +53,63 @@ class BetweenProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, norms: list, x: Tensor, *parameters: Tensor) -> Tensor:
         scale1, offset1, depthwise, offset, scale2, offset2, weight, bias = parameters
+        # Under autocast x is in half precision already, and the norms stay in float32.
+        depthwise, offset, weight, bias = cast([depthwise, offset, weight, bias], x.dtype)
         ctx.norms = norms
         y = norms[0].forward(F.gelu(x), scale1, offset1)
         y = F.gelu(F.conv2d(y, depthwise, offset, padding=1, groups=len(depthwise)))
         out = F.conv2d(norms[1].forward(y, scale2, offset2), weight, bias)
-        ctx.save_for_backward(x, *parameters, *(t for norm in norms for t in norm.take_kept()))
+        kept = [t for norm in norms for t in norm.take_kept()]
+        ctx.save_for_backward(x, *parameters, *kept, depthwise, offset, weight)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, *parameters = ctx.saved_tensors[:9]
+        kept1, kept2, (depthwise, offset, weight) = (ctx.saved_tensors[i:j] for i, j in ((9, 11), (11, 13), (13, 16)))
         norm1, norm2 = ctx.norms
-        kept1, kept2 = ctx.saved_tensors[9:11], ctx.saved_tensors[11:]
         needs_x, *needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # a second derivative is wanted
             return (None, *differentiable(ctx.norms, (kept1, kept2), (x, *parameters), (needs_x, *needs), grad))
-        scale1, offset1, depthwise, offset, scale2, offset2, weight, _ = parameters
+        scale1, offset1, _, _, scale2, offset2, *_ = parameters
         groups = len(depthwise)
 
-        activated = F.gelu(x)
-        y1 = norm1.again(activated, scale1, offset1, kept1)
+        activated1 = F.gelu(x)
+        y1 = norm1.again(activated1, scale1, offset1, kept1)
         mixed = F.conv2d(y1, depthwise, offset, padding=1, groups=groups)
-        gelu2 = F.gelu(mixed)
-        y2 = norm2.again(gelu2, scale2, offset2, kept2)
+        activated2 = F.gelu(mixed)
 
-        below = needs_x or any(needs[:6])  # whether a gradient goes on below the last product
-        grad, *of_project = convolution_backward(grad, y2, weight, (below, *needs[6:]))
-        del y2
-        if not below:
-            return (None, ) * 8 + tuple(of_project)
-        grad, *of_norm2 = norm2.backward(grad, gelu2, scale2, needs[4:6], kept2)
-        del gelu2
+        grad, of_weight, of_bias = convolution_backward(grad, activated2, weight)
+        # Of the product behind the norm, a x + b: sum(grad (a x + b)) = a sum(grad x) + b sum(grad).
+        a, b = norm2.slope_and_offset(scale2, offset2, kept2)
+        of_weight = torch.addcmul(of_weight * a[:, None, None], of_bias[:, None, None, None], b[:, None, None])
+        grad, *of_norm2 = norm2.backward(grad, activated2, scale2, needs[4:6], kept2)
+        del activated2
         grad = torch.ops.aten.gelu_backward(grad, mixed)
         del mixed
-        grad, *of_dwconv = convolution_backward(grad, y1, depthwise, (True, *needs[2:4]), padding=1, groups=groups)
+        grad, *of_dwconv = convolution_backward(grad, y1, depthwise, padding=1, groups=groups)
         del y1
-        grad, *of_norm1 = norm1.backward(grad, activated, scale1, needs[:2], kept1)
-        del activated
+        grad, *of_norm1 = norm1.backward(grad, activated1, scale1, needs[:2], kept1)
+        del activated1
         grad = torch.ops.aten.gelu_backward(grad, x) if needs_x else None
-        return (None, grad, *of_norm1, *of_dwconv, *of_norm2, *of_project)
+        of_dwconv = cast(of_dwconv, parameters[2].dtype)
+        return (None, grad, *of_norm1, *of_dwconv, *of_norm2, of_weight, of_bias)
+
+
+def cast(tensors: List[Tensor], dtype: torch.dtype) -> List[Tensor]:
+    """All of them in a dtype, on a GPU by one kernel."""
+    if all(x.dtype == dtype for x in tensors):
+        return tensors
+    out = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    torch._foreach_copy_(out, tensors)
+    return out
 
 
 def differentiable(norms: Sequence['KeptNorm'], kept: Sequence[tuple], inputs: Sequence[Tensor],
                    needs: Sequence[bool], grad: Tensor) -> Tuple[Optional[Tensor], ...]:
     """The gradients of the inputs as functions that can be differentiated again."""
     x, scale1, offset1, depthwise, offset, scale2, offset2, weight, bias = inputs
+    depthwise, offset, weight, bias = (t.to(x.dtype) for t in (depthwise, offset, weight, bias))
     y = norms[0].plain(F.gelu(x), scale1, offset1, kept[0])
     y = F.gelu(F.conv2d(y, depthwise, offset, padding=1, groups=len(depthwise)))
     out = F.conv2d(norms[1].plain(y, scale2, offset2, kept[1]), weight, bias)
@@ -107,11 +117,17 @@ def differentiable(norms: Sequence['KeptNorm'], kept: Sequence[tuple], inputs: S
     return tuple(next(grads) if need else None for need in needs)
 
 
-def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, needs: Tuple[bool, ...],
-                         padding: int = 0, groups: int = 1) -> Tuple[Optional[Tensor], ...]:
-    """The gradients of input, weight and bias of a convolution with stride 1, as far as needed."""
+def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: int = 0,
+                         groups: int = 1) -> Tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias of a convolution with stride 1."""
     return torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], [1, 1], [padding] * 2, [1, 1],
-                                               False, [0, 0], groups, list(needs))
+                                               False, [0, 0], groups, [True] * 3)
+
+
+def count_batch(*norms: nn.Module) -> None:
+    counted = [norm.num_batches_tracked for norm in norms if norm.training and norm.track_running_stats]
+    if counted:
+        torch._foreach_add_(counted, 1)
 
 
 class KeptNorm:
@@ -122,10 +138,8 @@ class KeptNorm:
         tracked = norm.training and norm.track_running_stats
         self.running = (norm.running_mean, norm.running_var) if tracked or not self.by_batch else (None, None)
         self.momentum = 0. if norm.momentum is None else norm.momentum
-        if tracked:
-            norm.num_batches_tracked.add_(1)
-            if norm.momentum is None:
-                self.momentum = 1 / norm.num_batches_tracked.item()
+        if tracked and norm.momentum is None:  # all batches weigh the same
+            self.momentum = 1 / norm.num_batches_tracked.item()
         self.group = None  # the processes whose batches are normalised together
         if isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized():
             self.group = norm.process_group or dist.group.WORLD
@@ -164,6 +178,12 @@ class KeptNorm:
             return torch.batch_norm(x, scale, offset, mean, spread.pow(-2), False, 0., 0., False)
         variance = spread.double().pow(-2) - self.eps  # rounded once, as the forward pass's was
         return torch.batch_norm(x, scale, offset, mean, variance.to(mean.dtype), False, 0., self.eps, False)
+
+    def slope_and_offset(self, scale: Tensor, offset: Tensor, kept: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
+        """The norm as ``a x + b``."""
+        mean, spread = kept
+        a = scale * (spread if self.by_batch else (spread + self.eps).rsqrt())
+        return a, torch.addcmul(offset, mean, a, value=-1)
 
     def backward(self, grad: Tensor, x: Tensor, scale: Tensor, needs: Tuple[bool, bool],
                  kept: Tuple[Tensor, Tensor]) -> Tuple[Optional[Tensor], ...]:

@@ -10,11 +10,11 @@ from mmengine.runner import CheckpointLoader
 
 from .checkpoints import load_from_disk, load_from_web
 from .files import WholeFiles
-from .options import DeployHook, load_config, show_predictions, use_tta
+from .options import DeployHook, load_config, show_predictions, use_amp, use_tf32, use_tta
 from .processes import CPUDistributedDataParallel, prepare_cpu_processes
 
 __all__ = ['CPUDistributedDataParallel', 'DeployHook', 'WholeFiles', 'load_config', 'load_from_disk', 'load_from_web',
-           'prepare_cpu_processes', 'register', 'show_predictions', 'use_tta']
+           'prepare_cpu_processes', 'register', 'show_predictions', 'use_amp', 'use_tf32', 'use_tta']
 
 
 def register() -> None:
