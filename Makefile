@@ -6,12 +6,13 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup test lint demo demo-seg shapes
+.PHONY: help setup test lint demo demo-seg shapes gpu-report
 
 help:
 	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
+	@echo "make gpu-report  set up, try everything on a GPU in 20 minutes, write work_dirs/gpu/gpu_report.md"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
 setup:
@@ -46,3 +47,6 @@ demo-seg: shapes
 	$(PY) tools/plot_training.py $(DEMO)/upernet_cmt_ti --out $(DEMO)/segmentation_curves.png
 	@echo "==> $(DEMO)/segmentation/sheet.png: label maps beside truth"
 	@echo "==> $(DEMO)/segmentation_curves.png: loss and mIoU"
+
+gpu-report: shapes
+	$(PY) tools/gpu_report.py work_dirs/gpu

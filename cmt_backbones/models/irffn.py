@@ -100,7 +100,7 @@ def cast(tensors: List[Tensor], dtype: torch.dtype) -> List[Tensor]:
     """All of them in a dtype, on a GPU by one kernel."""
     if all(x.dtype == dtype for x in tensors):
         return tensors
-    out = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    out = [x.new_empty(x.shape, dtype=dtype) for x in tensors]
     torch._foreach_copy_(out, tensors)
     return out
 
