@@ -6,12 +6,13 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup test lint demo demo-seg shapes gpu-report
+.PHONY: help setup test test-stacks lint demo demo-seg shapes gpu-report
 
 help:
 	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
+	@echo "make test-stacks  the core tests with old and new versions of torch, numpy and mmengine (20 GB)"
 	@echo "make gpu-report  set up, try everything on a GPU in 20 minutes, write work_dirs/gpu/gpu_report.md"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
@@ -20,6 +21,10 @@ setup:
 
 test: setup
 	$(PY) -m pytest
+	$(PY) tools/test_stacks.py oldest
+
+test-stacks:
+	$(PYTHON) tools/test_stacks.py
 
 lint: setup
 	$(PY) -m ruff check .

@@ -2,9 +2,9 @@
 import importlib
 import importlib.util
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib import metadata
-from typing import Mapping
+from typing import Dict, List, Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from . import __version__
 MODULES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'cv2', 'numpy', 'setuptools')
 
 
-def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
+def module_line(module: str, distributions: Mapping[str, List[str]]) -> str:
     """The version of a module, the distribution that it comes from, and why it does not import.
 
     Args:
@@ -26,6 +26,18 @@ def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
     names = sorted(set(distributions.get(module, [])))
     line = ', '.join(f'{metadata.version(name)} ({name})' for name in names) or 'not from a distribution'
     return line + import_error(module)
+
+
+def distributions_by_module() -> Mapping[str, List[str]]:
+    """The names of the distributions that provide a module, as Python itself tells from 3.10 on."""
+    if hasattr(metadata, 'packages_distributions'):
+        return metadata.packages_distributions()
+    found: Dict[str, List[str]] = defaultdict(list)
+    for distribution in metadata.distributions():
+        told = (distribution.read_text('top_level.txt') or '').split()
+        for module in told or {file.parts[0] for file in distribution.files or []}:
+            found[module].append(distribution.metadata['Name'])
+    return found
 
 
 def import_error(module: str) -> str:
@@ -57,7 +69,7 @@ def gpus() -> str:
 
 def report() -> str:
     """One line for each part."""
-    distributions = metadata.packages_distributions()
+    distributions = distributions_by_module()
     lines = {
         'cmt_backbones': __version__,
         'Python': f'{platform.python_version()} on {platform.platform()}',

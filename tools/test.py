@@ -28,8 +28,10 @@ def parse_args():
     return args
 
 
+@openmmlab.ended_in_order()
 def main():
     args = parse_args()
+    openmmlab.read_without_pickle()
     cfg = openmmlab.load_config(args)
     cfg.load_from = args.checkpoint
     detector = cfg.default_scope == 'mmdet'

@@ -30,8 +30,10 @@ def parse_args():
     return args
 
 
+@openmmlab.ended_in_order()
 def main():
     args = parse_args()
+    openmmlab.read_without_pickle()
     cfg = openmmlab.load_config(args)
     if args.amp:
         openmmlab.use_amp(cfg, args.amp)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..versions import is_compiling
 from ..weights import load_pretrained
 from .options import NUM_STAGES, check, check_out_indices, is_number, is_whole
 from .tracing import computes_plainly
@@ -116,7 +117,7 @@ def switch_to_deploy(model: nn.Module) -> bool:
 
 def recomputed(part: nn.Module, *inputs: Any) -> Tensor:
     """``part(*inputs)``, computed again in the backward pass instead of keeping what it needs."""
-    if torch.compiler.is_compiling():  # counts a batch once by itself
+    if is_compiling():  # counts a batch once by itself
         return checkpoint(part, *inputs, use_reentrant=False)
     if not torch.is_grad_enabled() or computes_plainly():
         return part(*inputs)

@@ -11,6 +11,7 @@ from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registration import register
 from . import folding
 from .attention import attention, prepare_bias
 from .backbone import Backbone, DropPath, drop_path_rates
@@ -38,7 +39,7 @@ NUM_HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)  # of keys and values, k in the paper; k times the stride is always 32
 
 
-@MODELS.register_module()
+@register(MODELS, 'cmt_backbones.CMT')
 class CMT(Backbone):
     """CMT as a backbone of detectors and segmentors, for images of any size.
 

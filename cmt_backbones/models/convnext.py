@@ -13,6 +13,7 @@ from mmengine.model.weight_init import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registration import register
 from . import folding
 from .backbone import Backbone, DropPath, drop_path_rates
 from .cpu import Linear, by_bands
@@ -39,7 +40,7 @@ ARCHS = dict(
 STRIDES = (4, 8, 16, 32)
 
 
-@MODELS.register_module()
+@register(MODELS, 'cmt_backbones.ConvNeXt')
 class ConvNeXt(Backbone):
     """ConvNeXt as a backbone of detectors and segmentors, for images of any size.
 

@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..versions import is_compiling
+
 BAND_SIZE = 2**21  # numbers in the largest array of a band: 8 MB in float32
 
 
 def on_cpu(x: Tensor) -> bool:
     """Whether x is in float32 on a CPU, outside of traced and compiled graphs."""
     return (x.device.type == 'cpu' and x.dtype == torch.float32
-            and not torch.jit.is_tracing() and not torch.compiler.is_compiling())
+            and not torch.jit.is_tracing() and not is_compiling())
 
 
 def infers_on_cpu(x: Tensor) -> bool:

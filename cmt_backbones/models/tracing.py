@@ -2,6 +2,8 @@
 import torch
 from torch import Tensor
 
+from ..versions import is_compiling
+
 BY_DEVICE = hasattr(torch, 'get_autocast_dtype')  # from PyTorch 2.4 on
 
 
@@ -11,12 +13,12 @@ def computes_plainly() -> bool:
     A compiler decides by itself what to compute again; ``vmap``, ``vjp`` and ``grad`` take no forced memory
     formats, no hooks on what is saved, and no function that writes into its results.
     """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
+    return is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
 def is_transformed() -> bool:
     """Whether ``torch.func`` is at work: ``grad``, ``vjp``, ``vmap``, ``jvp``."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -9,11 +9,12 @@ from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..models.backbone import switch_to_deploy
+from .checkpoints import load_checkpoint
+from .configs import config_from_file
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -29,7 +30,7 @@ def read_config(path: PathLike, options: Optional[dict] = None) -> Config:
         ModelError: It is not there, cannot be read, or is of something else.
     """
     try:
-        cfg = Config.fromfile(path)
+        cfg = config_from_file(path)
     except (OSError, SyntaxError, ConfigParsingError) as error:
         raise ModelError(f'cannot read the config {path}: {error}') from None
     cfg.merge_from_dict(options or {})
@@ -66,7 +67,7 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
 def load_weights(model: nn.Module, checkpoint: str) -> dict:
     """Fills a model, wholly, and returns what the checkpoint holds beside the weights as `meta`."""
     try:
-        found = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+        found = load_checkpoint(checkpoint, 'cpu')
     except (OSError, ValueError) as error:
         raise ModelError(f'cannot read the checkpoint {checkpoint}: {error}') from None
     weights = found.get('state_dict', found)

@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
 from ..models.backbone import switch_to_deploy
+from ..registration import register
+from .configs import config_from_file
 from .processes import prepare_cpu_processes
 
 
@@ -26,7 +28,7 @@ def load_config(args: SimpleNamespace) -> Config:
         raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
                          'pip install "setuptools<81"')
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = config_from_file(args.config)
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
             importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
             importlib.import_module(cfg.default_scope)
@@ -109,7 +111,7 @@ def show_predictions(cfg: Config, folder: Optional[str]) -> None:
         cfg.visualizer.save_dir = folder
 
 
-@HOOKS.register_module()
+@register(HOOKS, 'cmt_backbones.openmmlab.DeployHook')
 class DeployHook(Hook):
     """Tests backbones in their deployed form, once the checkpoint is loaded."""
 

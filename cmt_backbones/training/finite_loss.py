@@ -10,8 +10,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..registration import register
 
-@HOOKS.register_module()
+
+@register(HOOKS, 'cmt_backbones.training.FiniteLossHook')
 class FiniteLossHook(Hook):
     """Ends a run whose loss is infinite or not a number, before that reaches the weights.
 

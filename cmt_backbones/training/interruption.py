@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,16 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
-from ..openmmlab.checkpoints import load_from_disk
-from ..openmmlab.files import WholeFiles
+from ..registration import register
 from .finite_loss import any_process
 from .resuming import from_first_process
 
 INTERRUPTED = 'interrupted.pth'
+SECONDS_TO_SAVE = 30  # which torchrun gives its processes too
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process that SIGTERM ended
 
 
-@HOOKS.register_module()
+@register(HOOKS, 'cmt_backbones.training.SaveOnSigterm')
 class SaveOnSigterm(Hook):
     """Ends a run that gets SIGTERM, as when a scheduler wants its machine back, so that it can go on.
 
@@ -40,6 +41,9 @@ class SaveOnSigterm(Hook):
     def __init__(self) -> None:
         self.requested = self.validation_due = False
         self.agreed = None  # whether a process is to end, where FiniteLossHook asked all in this iteration
+        # Not at import: it adds to mmengine a backend for whole files and to PyTorch what resuming needs, and is
+        # for runs that have this hook.
+        from .. import openmmlab  # noqa: F401
 
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):
@@ -83,7 +87,8 @@ class SaveOnSigterm(Hook):
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter, validation_due=True))
 
     def stop(self, runner: Runner, meta: dict) -> None:
-        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta)
+        from ..openmmlab.files import BACKEND, WholeFiles
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, backend_args=dict(backend=BACKEND))
         if is_main_process():
             work_dir = Path(runner.work_dir)
             WholeFiles().put_text(str(work_dir / INTERRUPTED), work_dir / 'last_checkpoint')
@@ -107,20 +112,25 @@ def heed_own_process(worker_init_fn: Optional[Callable], worker_id: int) -> None
     """
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=exit_with_own_process, daemon=True).start()
+    if hasattr(signal, 'pthread_sigmask'):  # not Windows, where there are no signals to heed
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=exit_with_own_process, daemon=True).start()
 
 
 def exit_with_own_process() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    if hasattr(signal, 'sigwaitinfo'):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+    else:  # macOS does not tell whose signal it is; by then a process that was to end with a checkpoint has
+        signal.sigwait({signal.SIGTERM})
+        time.sleep(SECONDS_TO_SAVE)
     os._exit(0)
 
 
 def last_checkpoint(work_dir: Path) -> Optional[Path]:
     """What mmengine's note of the last checkpoint names."""
     note = work_dir / 'last_checkpoint'
-    return Path(note.read_text().strip()) if note.is_file() else None
+    return Path(note.read_text(encoding='utf-8', errors='replace').strip()) if note.is_file() else None
 
 
 def newest_checkpoint(work_dir: Path) -> Optional[str]:
@@ -129,11 +139,12 @@ def newest_checkpoint(work_dir: Path) -> Optional[str]:
     By the time that is noted in it: an earlier run in this folder may have got further, and copies of
     files have other times.
     """
+    from ..openmmlab.checkpoints import read_run
     noted = last_checkpoint(work_dir)
     found = []
     for path in {*work_dir.glob('*.pth'), *([noted] if noted and noted.is_file() else [])}:
         try:
-            content = load_from_disk(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
+            content = read_run(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
             if 'optimizer' in content:  # the best one is weights alone
                 meta = content['meta']
                 found.append((meta['time'], meta['iter'], path.name == INTERRUPTED, path))

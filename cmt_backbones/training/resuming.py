@@ -12,8 +12,10 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ..registration import register
 
-@HOOKS.register_module()
+
+@register(HOOKS, 'cmt_backbones.training.ResumableRandomness')
 class ResumableRandomness(Hook):
     """Makes a resumed run see the batches and draw the random numbers of one that never stopped.
 

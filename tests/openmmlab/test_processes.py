@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 from mmdet.registry import DATASETS, METRICS, MODELS as DETECTORS
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, pseudo_collate
@@ -21,7 +22,7 @@ from mmseg.registry import MODELS as SEGMENTORS
 
 import processes
 import small_runs
-from cmt_backbones.openmmlab import CPUDistributedDataParallel, load_from_disk, prepare_cpu_processes
+from cmt_backbones.openmmlab import CPUDistributedDataParallel, ended_in_order, load_from_disk, prepare_cpu_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,6 +151,27 @@ def test_two_processes_compute_what_one_does(scenes, free_port, tmp_path):
     order = lambda found: (found['image_id'], found['score'])  # noqa: E731
     assert sorted(one, key=order) == sorted(two, key=order)  # each image once
     assert len({found['image_id'] for found in two}) == 5
+
+
+def end(rank, folder):
+    """A group that ends after its work, and one that an error of the first process breaks off."""
+    for kind in ('finished', 'error'):
+        torch.distributed.init_process_group('gloo', f'file://{folder}/{kind}', rank=rank, world_size=2)
+        if kind == 'finished':
+            with ended_in_order():
+                torch.distributed.broadcast(torch.ones(100), 0)
+        else:
+            with pytest.raises(RuntimeError, match='of the first' if rank == 0 else ''), ended_in_order(patience=5):
+                if rank == 0:
+                    raise RuntimeError('of the first')
+                torch.distributed.barrier()  # for which the first does not come
+        assert not torch.distributed.is_initialized()
+    with ended_in_order():
+        pass  # without a group
+
+
+def test_groups_end_however_their_work_does(tmp_path):
+    torch.multiprocessing.spawn(end, (tmp_path, ), nprocs=2)
 
 
 # ---------------------------------------------------------------------------- commands

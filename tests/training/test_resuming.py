@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.fileio import get_file_backend
 from mmengine.registry import TRANSFORMS
 
 from cmt_backbones.openmmlab import load_from_disk
@@ -174,23 +173,6 @@ def test_a_note_of_the_last_checkpoint_may_be_torn(tmp_path):
     for note in ('', str(tmp_path / 'epo'), str(tmp_path)):
         (tmp_path / 'last_checkpoint').write_text(note)
         assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
-
-
-def test_files_are_written_aside(tmp_path, monkeypatch):
-    backend, path = get_file_backend(str(tmp_path)), tmp_path / 'folder' / 'epoch_1.pth'
-    backend.put(b'old', path)
-
-    def no_space(descriptor):
-        raise OSError('No space left on device')
-
-    monkeypatch.setattr('os.fsync', no_space)
-    with pytest.raises(OSError, match='No space left'):
-        backend.put(b'new', path)
-    assert path.read_bytes() == b'old'
-    monkeypatch.undo()
-    backend.put(b'new', path)
-    backend.put_text('text', tmp_path / 'note')
-    assert path.read_bytes() == b'new' and (tmp_path / 'note').read_text() == 'text'
 
 
 # ---------------------------------------------------------------------------- randomness

@@ -27,7 +27,7 @@ def golden_state(family):
     seed = int(golden_numbers.load(GOLDEN[family])['seed'])
     if family == 'ConvNeXt':
         return golden_numbers.formula_state(ConvNeXt('tiny').state_dict(), seed)
-    from cmt_backbones.weights import from_official_cmt
+    from cmt_backbones.weights.layouts import from_official_cmt
     official = layouts.official_cmt(CMT('tiny').state_dict())
     return from_official_cmt(golden_numbers.formula_state(official, seed))
 
@@ -290,7 +290,8 @@ BAD = {
                       r"\['student.backbone.', 'teacher.backbone.'\]"),
     'a table of no square grid': (saved(lambda: {**small_state(), 'stages.0.relative_bias.table':
                                                  torch.zeros(1, 250, 4)}), r'is \(1, 250, 4\) there'),
-    'a call into the system': (saved({'model': Code(os.system, 'touch FIRED')}), 'or holds code'),
+    'a call into the system': (saved({'model': Code(os.system, 'touch FIRED')}),
+                               r"no tensors; its keys are \['model'\]"),
     'a plain pickle': (lambda path: path.write_bytes(pickle.dumps({'a': Code(os.system, 'touch FIRED')})),
                        'the file is damaged, no checkpoint of PyTorch, or holds code'),
 }
