@@ -6,7 +6,7 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup test test-stacks lint demo demo-seg shapes
+.PHONY: help setup test test-stacks lint demo demo-seg shapes gpu-report
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
@@ -14,6 +14,7 @@ help:
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
 	@echo "make test-stacks  the core tests with old and new versions of torch, numpy and mmengine (20 GB)"
+	@echo "make gpu-report  set up, try everything on a GPU in 20 minutes, write work_dirs/gpu/gpu_report.md"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
 # OPERATORS=compiled builds mmcv's own operators, OPERATORS=torchvision does without; neither keeps what is there.
@@ -57,3 +58,6 @@ demo-seg: shapes
 	$(PY) tools/plot_training.py $(DEMO)/upernet_cmt_ti --out $(DEMO)/segmentation_curves.png
 	@echo "==> $(DEMO)/segmentation/sheet.png: label maps beside truth"
 	@echo "==> $(DEMO)/segmentation_curves.png: loss and mIoU"
+
+gpu-report: shapes
+	$(PY) tools/gpu_report.py work_dirs/gpu

@@ -18,6 +18,7 @@ def parse_args():
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help='average over flips (and scales, for segmentors)')
     parser.add_argument('--deploy', action='store_true', help='fold the backbone for inference first')
+    parser.add_argument('--no-tf32', action='store_true', help='float32 on GPUs to its last bit, and slower')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, such as test_dataloader.batch_size=4')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

@@ -14,12 +14,12 @@ from .configs import config_from_file
 from .files import BACKEND, WholeFiles
 from .named import register_names
 from .operators import provide as provide_operators
-from .options import DeployHook, load_config, show_predictions, use_tta
+from .options import DeployHook, load_config, show_predictions, use_amp, use_tf32, use_tta
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
 
 __all__ = ['CPUDistributedDataParallel', 'DeployHook', 'WholeFiles', 'config_from_file', 'ended_in_order',
            'load_config', 'load_from_disk', 'load_from_web', 'prepare_cpu_processes', 'provide_operators',
-           'read_without_pickle', 'show_predictions', 'use_tta']
+           'read_without_pickle', 'show_predictions', 'use_amp', 'use_tf32', 'use_tta']
 
 try:
     register_backend(BACKEND, WholeFiles)
