@@ -12,14 +12,30 @@ from mmengine.fileio import register_backend
 from .checkpoints import let_mmengine_resume, load_from_disk, load_from_web, read_without_pickle
 from .configs import config_from_file
 from .files import BACKEND, WholeFiles
+from .matching import CheckpointMatches, ConfigError, ModelError
 from .named import register_names
 from .operators import provide as provide_operators
-from .options import DeployHook, load_config, show_predictions, use_amp, use_tf32, use_tta
+from .options import (
+    LOGGERS,
+    CompileHook,
+    DeployHook,
+    fit_to_device,
+    load_config,
+    log_to,
+    one_line_errors,
+    show_predictions,
+    use_amp,
+    use_tf32,
+    use_tta,
+)
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
+from .terminal import BriefRunner, LoggedImages, Progress
 
-__all__ = ['CPUDistributedDataParallel', 'DeployHook', 'WholeFiles', 'config_from_file', 'ended_in_order',
-           'load_config', 'load_from_disk', 'load_from_web', 'prepare_cpu_processes', 'provide_operators',
-           'read_without_pickle', 'show_predictions', 'use_amp', 'use_tf32', 'use_tta']
+__all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
+           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
+           'fit_to_device', 'load_config', 'load_from_disk', 'load_from_web', 'log_to', 'one_line_errors',
+           'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
+           'use_tf32', 'use_tta']
 
 try:
     register_backend(BACKEND, WholeFiles)

@@ -1,17 +1,21 @@
 """The options that the commands of tools/ share, applied to a config."""
 import importlib
+import importlib.util
 import logging
 import warnings
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Optional
+from typing import Iterator, Optional
 
 import mmengine
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import ConfigParsingError
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
@@ -20,6 +24,7 @@ from ..models.backbone import switch_to_deploy
 from ..registration import register
 from . import operators
 from .configs import config_from_file
+from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
 
 
@@ -42,6 +47,8 @@ def load_config(args: SimpleNamespace) -> Config:
             '`make setup` installs those of requirements/') from None
     except RuntimeError as error:
         raise SystemExit(f'{args.config}: {error}') from None
+    except (OSError, SyntaxError, ConfigParsingError) as error:
+        raise ConfigError(f'cannot read the config {args.config}: {error}') from None
     use_tf32(not getattr(args, 'no_tf32', False))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
@@ -83,6 +90,44 @@ def use_amp(cfg: Config, dtype: str) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
 
 
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """What a user can mend ends a command with what it says, and Ctrl-C without a word."""
+    try:
+        yield
+    except (ConfigError, ModelError) as error:
+        raise SystemExit(f'{command}: {error}') from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # what a shell reports for a process that Ctrl-C ended
+
+
+def fit_to_device(cfg: Config) -> Optional[str]:
+    """Lets a recipe of mixed precision train where there is no GPU, and tells how.
+
+    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible and was slower than float32
+    for both backbones: a step of RetinaNet with ConvNeXt-T takes 1.3 times as long on a processor with
+    avx512_bf16 (docs/training.md). So it is float32.
+    """
+    if torch.cuda.is_available() or cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
+        return None
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        cfg.optim_wrapper.pop(key, None)
+    return 'no GPU here: training in float32 instead of mixed precision, which is slower on CPUs'
+
+
+LOGGERS = dict(tensorboard=('TensorboardVisBackend', 'tensorboard'), wandb=('WandbVisBackend', 'wandb'),
+               mlflow=('MLflowVisBackend', 'mlflow'))
+
+
+def log_to(cfg: Config, name: str) -> None:
+    """Has a run log its scalars, and images of its validations, to a service beside its files."""
+    backend, package = LOGGERS[name]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f'--{name} needs the package {package}: pip install {package}')
+    cfg.visualizer.setdefault('vis_backends', []).append(dict(type=backend))
+
+
 def use_tta(cfg: Config) -> None:
     """Makes a config test with the augmentations of its `tta_pipeline`.
 
@@ -122,3 +167,21 @@ class DeployHook(Hook):
     def before_test(self, runner: Runner) -> None:
         if not switch_to_deploy(runner.model):
             raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
+
+
+class CompileHook(Hook):
+    """Compiles the backbones of a model in place, for images of all sizes; the weights keep their names."""
+
+    def before_train(self, runner: Runner) -> None:
+        if not torch.cuda.is_available():
+            import torch._inductor.config as inductor
+            inductor.layout_optimization = False  # pytorch#172204: no code for training at dynamic sizes
+        self.compile(runner)
+
+    def compile(self, runner: Runner) -> None:
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        model.backbone.compile(dynamic=True)
+
+    before_test = compile

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     'analysis': {'models', 'weights'},
     'visualization': {'openmmlab', 'models'},
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
+    'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
     '__main__': {'__init__', 'models', 'openmmlab'},
 }
@@ -36,6 +37,7 @@ OTHERS = {
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
                'cv2', 'PIL', 'tqdm'},
+    'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
