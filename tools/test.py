@@ -18,6 +18,7 @@ def parse_args(argv):
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help='average over flips (and scales, for segmentors)')
     parser.add_argument('--deploy', action='store_true', help='fold the backbone for inference first')
+    parser.add_argument('--no-tf32', action='store_true', help='float32 on GPUs to its last bit, and slower')
     parser.add_argument('--compile', action='store_true', help='compile the backbone by torch.compile')
     parser.add_argument('--quiet', action='store_true', help='show warnings and results alone; the log has all')
     parser.add_argument('--no-check', action='store_true', help='start without a look at config and data')

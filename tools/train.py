@@ -12,7 +12,9 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description='Trains a detector or segmentor')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; work_dirs/<config> by default')
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--amp', nargs='?', const='fp16', choices=['bf16', 'fp16'],
+                        help='train in mixed precision; fp16 by default, bf16 on GPUs from A100 on')
+    parser.add_argument('--no-tf32', action='store_true', help='float32 on GPUs to its last bit, and slower')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the number of GPUs')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='FILE',
@@ -48,10 +50,7 @@ def train(args):
     cfg = openmmlab.load_config(args)
     cfg.quiet = args.quiet
     if args.amp:
-        if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise SystemExit(f'--amp works with an OptimWrapper, and the config has {cfg.optim_wrapper.type}')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        openmmlab.use_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: '

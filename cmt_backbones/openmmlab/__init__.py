@@ -2,7 +2,8 @@
 
 Each part names the version and the fault, so that it can go when the fault does. Importing this adds to mmengine
 and PyTorch what our configs name, and replaces nothing: the backend ``'whole'`` for files that are written whole,
-a model wrapper for CPU processes, and, from torch 2.6 on, that mmengine's own checkpoints may be loaded.
+a model wrapper for CPU processes, from torch 2.6 on that mmengine's own checkpoints may be loaded, and torchvision's
+operators for an mmcv that has none.
 """
 import warnings
 
@@ -12,6 +13,8 @@ from .checkpoints import let_mmengine_resume, load_from_disk, load_from_web, rea
 from .configs import config_from_file
 from .files import BACKEND, WholeFiles
 from .matching import CheckpointMatches, ConfigError, ModelError
+from .named import register_names
+from .operators import provide as provide_operators
 from .options import (
     LOGGERS,
     CompileHook,
@@ -21,6 +24,8 @@ from .options import (
     log_to,
     one_line_errors,
     show_predictions,
+    use_amp,
+    use_tf32,
     use_tta,
 )
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
@@ -29,10 +34,13 @@ from .terminal import BriefRunner, LoggedImages, Progress
 __all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
            'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
            'fit_to_device', 'load_config', 'load_from_disk', 'load_from_web', 'log_to', 'one_line_errors',
-           'prepare_cpu_processes', 'read_without_pickle', 'show_predictions', 'use_tta']
+           'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
+           'use_tf32', 'use_tta']
 
 try:
     register_backend(BACKEND, WholeFiles)
 except ValueError:  # of another package, or of an import before this one
     warnings.warn(f'the file backend {BACKEND!r} stays what was registered under that name before', stacklevel=2)
 let_mmengine_resume()
+register_names()
+provide_operators()

@@ -11,8 +11,10 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 
 from ..weights.downloads import download
+from ..weights.published import read_published
 from ..weights.reading import read_torch
 from ..weights.restricted import Inert
+from ..weights.sources import HUB_PREFIXES, local_file, scheme_of
 
 core = np._core if hasattr(np, '_core') and hasattr(np._core, 'multiarray') else np.core  # NumPy 2 and 1
 
@@ -85,6 +87,8 @@ def read_run(filename: str, map_location: Any = None, **options: Any) -> Any:
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{filename} cannot be found')
+    if path.suffix == '.safetensors':
+        return read_published(path)
     try:
         return read_torch(path, {**plain_objects(), **objects_of_a_run()}, map_location, **options)
     except ValueError as error:
@@ -115,9 +119,11 @@ def without_inert(content: Any, place: str = '') -> Tuple[Any, List[Tuple[str, s
 
 
 def load_checkpoint(filename: str, map_location: Any = None) -> Any:
-    """Reads a checkpoint for a command: a file or URL, never running code."""
-    load = load_from_web if filename.startswith(('http://', 'https://')) else load_from_disk
-    return load(filename, map_location)
+    """Reads a checkpoint by any name that ``init_cfg`` takes: a file, URL or name on a hub, never running code."""
+    if not scheme_of(filename) and not filename.startswith(HUB_PREFIXES):
+        return load_from_disk(filename, map_location)
+    with local_file(filename) as path:
+        return load_from_disk(str(path), map_location)
 
 
 def load_from_web(filename: str, map_location: Any = None) -> Any:

@@ -22,6 +22,7 @@ from mmengine.utils import digit_version
 
 from ..models.backbone import switch_to_deploy
 from ..registration import register
+from . import operators
 from .configs import config_from_file
 from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
@@ -35,16 +36,20 @@ def load_config(args: SimpleNamespace) -> Config:
     try:
         cfg = config_from_file(args.config)
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
-            importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+            importlib.import_module('mmcv.ops')  # which compiled operators for another torch break
             importlib.import_module(cfg.default_scope)
+            operators.check_device()
     except ImportError as error:
         reason = str(error).strip().split('\n')[0]
         raise SystemExit(
-            f'{args.config}: {reason}. Our configs need mmcv with its compiled operators and mmdet or '
+            f'{args.config}: {reason}. Our configs need torchvision, mmcv (mmcv-lite will do) and mmdet or '
             'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
             '`make setup` installs those of requirements/') from None
+    except RuntimeError as error:
+        raise SystemExit(f'{args.config}: {error}') from None
     except (OSError, SyntaxError, ConfigParsingError) as error:
         raise ConfigError(f'cannot read the config {args.config}: {error}') from None
+    use_tf32(not getattr(args, 'no_tf32', False))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -63,6 +68,26 @@ def _has_pkg_resources() -> bool:
         # Fixed on mmengine's main branch and in onedl-mmengine.
         return digit_version(mmengine.__version__) > digit_version('0.10.7')
     return True
+
+
+def use_tf32(wanted: bool) -> None:
+    """Lets GPUs multiply float32 by their TF32 units, or forbids it, for products and convolutions alike.
+
+    PyTorch by itself lets convolutions use them and products not. With them float32 has 10 bits of mantissa
+    in a product, and two runs of different kernels differ by some 1e-3.
+    """
+    torch.set_float32_matmul_precision('high' if wanted else 'highest')
+    torch.backends.cudnn.allow_tf32 = wanted
+
+
+def use_amp(cfg: Config, dtype: str) -> None:
+    """Makes a config train in mixed precision, ``'bf16'`` or ``'fp16'``."""
+    if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise SystemExit(f'--amp works with an OptimWrapper, and the config has {cfg.optim_wrapper.type}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.dtype = dict(bf16='bfloat16', fp16='float16')[dtype]
+    # The exponents of bf16 are those of float32: no gradient is lost that a scale would save.
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
 
 
 @contextmanager

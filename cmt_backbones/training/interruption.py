@@ -40,6 +40,7 @@ class SaveOnSigterm(Hook):
     def __init__(self) -> None:
         self.requested = 0  # the number of the signal
         self.validation_due = False
+        self.agreed = None  # whether a process is to end, where FiniteLossHook asked all in this iteration
         # Not at import: it adds to mmengine a backend for whole files and to PyTorch what resuming needs, and is
         # for runs that have this hook.
         from .. import openmmlab  # noqa: F401
@@ -76,7 +77,10 @@ class SaveOnSigterm(Hook):
             self.logger.warning('Ctrl-C: finishing the iteration and saving; once more ends at once')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if any_process(self.requested != 0) and runner.optim_wrapper.should_update():
+        agreed, self.agreed = self.agreed, None
+        if agreed is None:
+            agreed, = any_process(self.requested)
+        if agreed and runner.optim_wrapper.should_update():
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

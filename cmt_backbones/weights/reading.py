@@ -3,41 +3,64 @@ import os
 import pickle
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
-from .downloads import download
 from .layouts import StateDict
 from .restricted import Inert, restricted_pickle
+from .sources import HUB_PREFIXES, local_file, scheme_of
 
 
 def read_checkpoint(checkpoint: str) -> StateDict:
-    """The named tensors of a file or URL, and nothing else of it.
+    """The named tensors of a file, and nothing else of it.
+
+    Args:
+        checkpoint: Its path or another name of :func:`~cmt_backbones.weights.sources.local_file`.
 
     Raises:
-        ValueError: If the file is missing, damaged, not a checkpoint, or holds no tensors.
+        WeightsNotFound: If it cannot be had; a ValueError and a FileNotFoundError.
+        ValueError: If the file is damaged, not a checkpoint, or holds no tensors.
     """
-    if urlparse(checkpoint).scheme in ('http', 'https'):
-        path = download(checkpoint)
+    with local_file(checkpoint) as path:
         try:
-            return read_checkpoint(str(path))
+            return tensors_of(read_file(path))
         except ValueError as error:
+            if scheme_of(checkpoint) in ('', 'file') and not checkpoint.startswith(HUB_PREFIXES):
+                raise
             raise ValueError(f'{error} (its copy is {path}; remove that to fetch it again)') from None
-    path = Path(checkpoint).expanduser()
-    if not path.is_file():
-        raise ValueError('there is no such file' + (', it is a folder' if path.is_dir() else ''))
+
+
+def read_file(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu') -> Any:
+    """What a file holds: tensors by name, or what is around them in one of ``torch.save``.
+
+    Raises:
+        ValueError: If it is damaged or not a checkpoint.
+    """
     with path.open('rb') as file:
-        head = file.read(512).lstrip().lower()
+        head = file.read(512)
+    if head[8:10] == b'{"' or path.suffix == '.safetensors' and not is_text(head):
+        return read_safetensors(path)
     if not head:
         raise ValueError('the file is empty; fetch it again')
-    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
+    if is_text(head) == 'page':
         raise ValueError('the file is a web page, not a checkpoint; fetch it from the link to the '
                          'raw file')
-    if head.startswith(b'version https://git-lfs'):
+    if is_text(head) == 'pointer':
         raise ValueError('the file is a Git LFS pointer, not a checkpoint; run `git lfs pull`')
-    content = read_safetensors(path) if path.suffix == '.safetensors' else read_torch(path)
+    return read_torch(path, restored, map_location)
+
+
+def is_text(head: bytes) -> str:
+    """'page' or 'pointer' for what servers and git give in the place of a file, '' for anything else."""
+    head = head.lstrip().lower()
+    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
+        return 'page'
+    return 'pointer' if head.startswith(b'version https://git-lfs') else ''
+
+
+def tensors_of(content: Any) -> StateDict:
+    """The named tensors of what a file held; ValueError if there are none."""
     for key in ('state_dict', 'model'):  # of mmengine, and of the official training scripts
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -24,11 +24,11 @@ MAY_IMPORT = {
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
     'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
-    '__main__': {'__init__'},
+    '__main__': {'__init__', 'models', 'openmmlab'},
 }
 # Beside torch, numpy, mmengine and Python's own; of `models` what classifier.py alone may have.
 OTHERS = {
-    'weights': {'safetensors'},
+    'weights': {'safetensors', 'filelock', 'huggingface_hub', 'timm'},  # filelock is torch's; the rest for names
     'models': {'timm'},
     'openmmlab': {'mmcv', 'mmdet', 'mmseg', 'pkg_resources', 'torchvision'},
     'data': {'cv2', 'tqdm', 'timm', 'torchvision', 'PIL', 'pycocotools'},
