@@ -15,8 +15,8 @@ import hub_server
 import small_runs
 import tool
 from cmt_backbones import CMT
-from cmt_backbones.openmmlab.checkpoints import load_from_disk
 from cmt_backbones.export.publishing import PublishError, licence_of
+from cmt_backbones.openmmlab.checkpoints import load_from_disk
 from cmt_backbones.weights import load_pretrained
 from cmt_backbones.weights.published import read_header
 

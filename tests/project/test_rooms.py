@@ -35,7 +35,7 @@ OTHERS = {
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
-               'cv2', 'PIL', 'tqdm'},
+               'cv2', 'PIL', 'safetensors', 'tqdm'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
