@@ -19,6 +19,9 @@ from .versions import check_versions
 
 check_versions({module.__name__: module.__version__ for module in (torch, numpy, mmengine)})
 
+import importlib  # noqa: E402
+from typing import Any  # noqa: E402
+
 from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
 
 from .models.cmt import CMT  # noqa: E402
@@ -32,3 +35,9 @@ __all__ = ['CMT', 'ConvNeXt', 'LayerDecayOptimWrapperConstructor', 'scaled_arch'
 # mmengine finds `package::config` through a fixed table of packages. Ours is entered by one of its modules: by
 # its own name mmengine 0.10.7 would look for it in site-packages, where an editable installation is not.
 MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones.registration')
+
+
+def __getattr__(name: str) -> Any:  # what is heavy to import, and not needed to build a model
+    if name == 'load_model':
+        return importlib.import_module('.prediction', __name__).load_model
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -54,14 +54,16 @@ def import_error(module: str) -> str:
 
 
 def mmcv_operators() -> str:
-    """Whether the compiled operators of mmcv load, and for which CUDA they were compiled."""
+    """Whose operators mmcv has, and for which CUDA they were compiled."""
     if importlib.util.find_spec('mmcv') is None:
         return 'not installed'
+    from .openmmlab import operators
+    operators.provide()
     error = import_error('mmcv.ops')
     if error:
-        return 'not compiled, or for another torch' + error
+        return 'of another torch, or torchvision is missing' + error
     from mmcv.ops import get_compiler_version, get_compiling_cuda_version
-    return f'compiled with {get_compiler_version()}, CUDA {get_compiling_cuda_version()}'
+    return f'compiler {get_compiler_version()}; CUDA {get_compiling_cuda_version()}'
 
 
 def gpus() -> str:

@@ -5,7 +5,6 @@ What is counted is told in cmt_backbones/analysis/flops.py.
 import argparse
 import json
 
-from cmt_backbones import openmmlab  # noqa: F401  (finds `mmseg::` bases under any distribution name)
 from cmt_backbones.analysis.flops import count, model_without_memory
 from cmt_backbones.openmmlab import config_from_file
 

@@ -172,15 +172,12 @@ class Block(nn.Module):
         shortcut = x
         x = self.dwconv(x)
         x = by_bands(self.mlp, x, self.pwconv1.out_features, whole=self.training or self.use_grn)
-        return shortcut + self.drop_path(x)
+        return self.drop_path(shortcut, x)
 
     def mlp(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = self.grn(F.gelu(self.pwconv1(self.norm(x))))  # (N, H, W, 4 C)
-        x = self.pwconv2(x)
-        if self.gamma is not None:
-            x = self.gamma * x
-        return x.permute(0, 3, 1, 2)
+        return self.pwconv2(x, self.gamma).permute(0, 3, 1, 2)  # the layer scale by the product's weights
 
 
 class GRN(nn.Module):

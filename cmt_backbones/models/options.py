@@ -1,10 +1,12 @@
-"""What a config may say: checks of options and images, each with one clear error."""
+"""What a config may say, checked, each fault with one clear error; and images, likewise."""
 from numbers import Integral, Real
 from typing import Mapping, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from .tracing import is_transformed
 
 NUM_STAGES = 4
 
@@ -69,6 +71,14 @@ def check_norm_cfg(norm_cfg: Mapping) -> None:
               "'requires_grad' (True or False), 'eps' (in (0, 1)) and 'momentum' (in [0, 1])")
 
 
+def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:
+    """The BatchNorm that an OpenMMLab ``norm_cfg`` describes."""
+    settings = dict(norm_cfg)
+    kind = dict(BN=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)[settings.pop('type')]
+    trained = settings.pop('requires_grad', True)
+    return kind(channels, **settings).requires_grad_(trained)
+
+
 def prepare(x: Tensor, in_channels: int = 3, stride: int = 32) -> Tensor:
     """Checks images, pads them with zeros to sides that divide by the stride, makes them channels-last.
 
@@ -78,6 +88,8 @@ def prepare(x: Tensor, in_channels: int = 3, stride: int = 32) -> Tensor:
     # In this form rather than with -width % stride, which torch.compile cannot take for dynamic sizes.
     height, width = ((side + stride - 1) // stride * stride for side in x.shape[2:])
     x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    if is_transformed():  # which take no memory format
+        return x
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -2,8 +2,8 @@
 
 Each part names the version and the fault, so that it can go when the fault does. Importing this adds to mmengine
 and PyTorch what our configs name, and replaces nothing: the backend ``'whole'`` for files that are written whole,
-a model wrapper for CPU processes, a loader for ``hf-hub:`` and ``timm:`` names and ``.safetensors`` files, and, from
-torch 2.6 on, that mmengine's own checkpoints may be loaded.
+a model wrapper for CPU processes, a loader for ``hf-hub:`` and ``timm:`` names and ``.safetensors`` files, from torch
+2.6 on that mmengine's own checkpoints may be loaded, and torchvision's operators for an mmcv that has none.
 """
 import warnings
 
@@ -12,13 +12,30 @@ from mmengine.fileio import register_backend
 from .checkpoints import let_mmengine_resume, load_from_disk, load_from_web, read_without_pickle
 from .configs import config_from_file
 from .files import BACKEND, WholeFiles
+from .matching import CheckpointMatches, ConfigError, ModelError
 from .named import register_names
-from .options import DeployHook, load_config, show_predictions, use_tta
+from .operators import provide as provide_operators
+from .options import (
+    LOGGERS,
+    CompileHook,
+    DeployHook,
+    fit_to_device,
+    load_config,
+    log_to,
+    one_line_errors,
+    show_predictions,
+    use_amp,
+    use_tf32,
+    use_tta,
+)
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
+from .terminal import BriefRunner, LoggedImages, Progress
 
-__all__ = ['CPUDistributedDataParallel', 'DeployHook', 'WholeFiles', 'config_from_file', 'ended_in_order',
-           'load_config', 'load_from_disk', 'load_from_web', 'prepare_cpu_processes', 'read_without_pickle',
-           'show_predictions', 'use_tta']
+__all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
+           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
+           'fit_to_device', 'load_config', 'load_from_disk', 'load_from_web', 'log_to', 'one_line_errors',
+           'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
+           'use_tf32', 'use_tta']
 
 try:
     register_backend(BACKEND, WholeFiles)
@@ -26,3 +43,4 @@ except ValueError:  # of another package, or of an import before this one
     warnings.warn(f'the file backend {BACKEND!r} stays what was registered under that name before', stacklevel=2)
 let_mmengine_resume()
 register_names()
+provide_operators()

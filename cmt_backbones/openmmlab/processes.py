@@ -2,14 +2,15 @@
 import gc
 import threading
 from contextlib import contextmanager
-from typing import Any, Iterator
+from functools import partial
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 import torch.distributed
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
-from torch import nn
+from torch import Tensor, nn
 
 from ..registration import register
 
@@ -20,7 +21,9 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
     def __init__(self, module: nn.Module, **kwargs: Any) -> None:
         kwargs.update(device_ids=None, broadcast_buffers=False)
-        super().__init__(revert_sync_batchnorm(module), **kwargs)
+        module = revert_sync_batchnorm(module)
+        give_gradients_the_strides_of_parameters(module)
+        super().__init__(module, **kwargs)
 
     def train(self, mode: bool = True) -> 'CPUDistributedDataParallel':
         """As ever; before an evaluation all processes take the running averages of the first.
@@ -33,6 +36,21 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, 0)
         return self
+
+
+def give_gradients_the_strides_of_parameters(module: nn.Module) -> None:
+    """Keeps DDP from warning of strides that differ in name alone.
+
+    Channels-last convolutions give a weight (O, I, 1, 1) or (C, 1, k, k) a gradient whose axes of length 1
+    have other strides than the parameter's. The numbers lie where they should; DDP compares all strides.
+    """
+    def relabelled(grad: Tensor, shape: torch.Size, strides: Tuple[int, ...]) -> Optional[Tensor]:
+        same = all(size == 1 or one == other for size, one, other in zip(shape, grad.stride(), strides))
+        return grad.as_strided(shape, strides) if same else None
+
+    for parameter in module.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(partial(relabelled, shape=parameter.shape, strides=parameter.stride()))
 
 
 def prepare_cpu_processes(cfg: Config) -> None:

@@ -21,7 +21,6 @@ from .resuming import from_first_process
 
 INTERRUPTED = 'interrupted.pth'
 SECONDS_TO_SAVE = 30  # which torchrun gives its processes too
-EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process that SIGTERM ended
 
 
 @register(HOOKS, 'cmt_backbones.training.SaveOnSigterm')
@@ -30,7 +29,7 @@ class SaveOnSigterm(Hook):
 
     All processes finish the iteration (where gradients accumulate, up to the next step), the first one
     saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
-    that off; the resumed run validates first.
+    that off; the resumed run validates first. So does Ctrl-C, with code 130; a second Ctrl-C ends at once.
 
     A run that resumes without a file named goes on from the newest checkpoint of its work dir that is
     whole, with a warning for each that is not.
@@ -39,7 +38,9 @@ class SaveOnSigterm(Hook):
     priority = 'LOWEST'  # the checkpoint holds what all other hooks did
 
     def __init__(self) -> None:
-        self.requested = self.validation_due = False
+        self.requested = 0  # the number of the signal
+        self.validation_due = False
+        self.agreed = None  # whether a process is to end, where FiniteLossHook asked all in this iteration
         # Not at import: it adds to mmengine a backend for whole files and to PyTorch what resuming needs, and is
         # for runs that have this hook.
         from .. import openmmlab  # noqa: F401
@@ -63,15 +64,23 @@ class SaveOnSigterm(Hook):
         self.validation_due = runner._resume and checkpoint['meta'].get('validation_due', False)
 
     def before_train(self, runner: Runner) -> None:
-        self.previous = signal.signal(signal.SIGTERM, self.request)
+        self.logger = runner.logger
+        self.previous = {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
         if self.validation_due:
             runner.val_loop.run()
 
     def request(self, number: int, frame: Any) -> None:
-        self.requested = True
+        self.requested = number
+        if number == signal.SIGINT:
+            for again in (signal.SIGINT, signal.SIGTERM):  # torchrun answers a second one with SIGTERM
+                signal.signal(again, signal.SIG_DFL)
+            self.logger.warning('Ctrl-C: finishing the iteration and saving; once more ends at once')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if any_process(self.requested) and runner.optim_wrapper.should_update():
+        agreed, self.agreed = self.agreed, None
+        if agreed is None:
+            agreed, = any_process(self.requested)
+        if agreed and runner.optim_wrapper.should_update():
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -88,13 +97,15 @@ class SaveOnSigterm(Hook):
         if is_main_process():
             work_dir = Path(runner.work_dir)
             WholeFiles().put_text(str(work_dir / INTERRUPTED), work_dir / 'last_checkpoint')
-        runner.logger.warning(f'SIGTERM: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
+        number = signal.Signals(self.requested or signal.SIGTERM)  # that of another process
+        runner.logger.warning(f'{number.name}: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
         if not meta.get('validation_due'):
             barrier()  # a launcher ends the others when one has ended
-        raise SystemExit(EXIT_CODE)
+        raise SystemExit(128 + number)  # what a shell reports for a process that the signal ended
 
     def after_train(self, runner: Runner) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
+        for number, previous in self.previous.items():
+            signal.signal(number, previous)
         interrupted = Path(runner.work_dir) / INTERRUPTED
         if is_main_process() and last_checkpoint(interrupted.parent) != interrupted:
             interrupted.unlink(missing_ok=True)
@@ -104,10 +115,12 @@ def heed_own_process(worker_init_fn: Optional[Callable], worker_id: int) -> None
     """A ``worker_init_fn``: a signal to all processes of a run is for those that train to answer.
 
     PyTorch's data workers end on any SIGTERM, and then their run with an error. One that comes from the
-    process that a worker belongs to still ends it.
+    process that a worker belongs to still ends it. Of Ctrl-C, which a terminal sends to all of them, the first
+    is left to their run, too.
     """
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
     if hasattr(signal, 'pthread_sigmask'):  # not Windows, where there are no signals to heed
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=exit_with_own_process, daemon=True).start()

@@ -1,11 +1,15 @@
 """What importing the package changes in a project that has nothing to do with it: nothing."""
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
+
+from cmt_backbones.versions import check_versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +26,23 @@ def output(process):
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
     return text
+
+
+@pytest.mark.parametrize('found, python, message', [
+    (dict(torch='2.0.1', numpy='1.26.4', mmengine='0.10.7'), (3, 11), 'and here is torch 2.0.1: install a later one'),
+    (dict(torch='1.13', numpy='1.23.5', mmengine='0.8.4'), (3, 7),
+     'needs Python 3.8, torch 2.1, numpy 1.24, mmengine 0.9 or later, and here is Python 3.7, torch 1.13, '
+     'numpy 1.23.5, mmengine 0.8.4'),
+    (dict(torch='2.2.2+cu121', numpy='2.1.0', mmengine='0.10.7'), (3, 11), 'cannot use numpy 2.1.0: pip'),
+])
+def test_versions_that_are_refused(found, python, message):
+    with pytest.raises(ImportError, match=re.escape(message)):
+        check_versions(found, python)
+
+
+def test_versions_that_are_taken():
+    check_versions(dict(torch='2.1.0a0+git32f93b1', numpy='1.24.0', mmengine='0.9.0'), (3, 8))
+    check_versions(dict(torch='3.0', numpy='3.0.0rc1', mmengine='0.11.0rc0'), (4, 0))
 
 
 STATE = """
@@ -113,6 +134,7 @@ PROJECT = """
             assert runner.iter == 0 or kept == argparse.Namespace(lr=.1, folder=Path('a')), kept
             runner.message_hub.update_info('args', argparse.Namespace(lr=.1, folder=Path('a')), resumed=True)
 
+    torch.manual_seed(0)
     for epochs in (1, 2):
         runner = Runner(
             Toy(), sys.argv[1], train_cfg=dict(by_epoch=True, max_epochs=epochs), randomness=dict(seed=0),

@@ -19,11 +19,12 @@ MAY_IMPORT = {
     'openmmlab': {'models', 'weights', 'registration'},
     'data': set(),
     'training': {'data', 'openmmlab', 'models', 'weights', 'registration'},  # classifiers are trained on data
-    'analysis': {'models', 'weights'},
+    'analysis': {'openmmlab', 'models', 'weights', '__init__'},  # the version
     'visualization': {'openmmlab', 'models'},
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
+    'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
-    '__main__': {'__init__', 'models'},
+    '__main__': {'__init__', 'models', 'openmmlab'},
 }
 # Beside torch, numpy, mmengine and Python's own; of `models` what classifier.py alone may have.
 OTHERS = {
@@ -36,6 +37,7 @@ OTHERS = {
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
                'cv2', 'PIL', 'safetensors', 'tqdm'},
+    'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
