@@ -11,6 +11,18 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+CONTRIBUTORS = 'cmt_backbones contributors'  # as in CITATION.cff
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
+def readme():
+    """README.md without the links and pictures that lead into this repository: they would be dead elsewhere."""
+    text = re.sub(r'!\[[^\]]*\]\((?!https?://)[^)]*\)\n?', '', read('README.md'))
+    text = re.sub(r'\[([^\]]*)\]\((?!https?://)[^)]*\)', r'\1', text)
+    return f'{text}\nFiles that this text names are in the source distribution.\n'
 
 
 def put_mim(package, put):
@@ -35,11 +47,14 @@ def copy(source, target):
 
 
 def link(source, target):
-    target.symlink_to(os.path.relpath(source, target.parent))
+    try:
+        target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=source.is_dir())
+    except OSError:  # Windows lets few users: the copies are as old as the installation then
+        copy(source, target)
 
 
 class BuildWithMim(build_py):
-    """A wheel gets copies, an editable installation links (which git ignores)."""
+    """A wheel gets copies, an editable installation links where the system has them (which git ignores)."""
 
     def run(self):
         super().run()
@@ -51,22 +66,22 @@ class BuildWithMim(build_py):
 
 setup(
     name='cmt_backbones',
-    version=re.search(r"^__version__ = '(.+)'$", (ROOT / 'cmt_backbones/__init__.py').read_text(),
-                      re.MULTILINE).group(1),
+    version=re.search(r"^__version__ = '(.+)'$", read('cmt_backbones/__init__.py'), re.MULTILINE).group(1),
     description='CMT and ConvNeXt as backbones for MMDetection 3.x and MMSegmentation 1.x',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description=readme(),
     long_description_content_type='text/markdown',
+    author=CONTRIBUTORS,
+    maintainer=CONTRIBUTORS,
     keywords='object detection, semantic segmentation, CMT, ConvNeXt, mmdetection, mmsegmentation',
     license='Apache-2.0',
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
+        'Operating System :: OS Independent',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(8, 14)),
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
-    python_requires='>=3.10',
+    python_requires='>=3.8',
     packages=find_packages(include=['cmt_backbones*']),
     package_data={'cmt_backbones': ['py.typed']},
     cmdclass={'build_py': BuildWithMim},

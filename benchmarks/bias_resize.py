@@ -3,7 +3,6 @@
     python benchmarks/bias_resize.py DATA CHECKPOINT --sizes 64 96 128 96x160 --out benchmarks/bias_resize.png
 """
 import argparse
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -11,29 +10,21 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import torch
-from timm.data import create_transform
 
-from cmt_backbones.classifier import CMTClassifier, arch_of
+from cmt_backbones.data.classification import eval_loader, eval_transform, open_set
 from cmt_backbones.models.relative_bias import RelativeBias
-from cmt_backbones.weights import convert, read_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
-from eval_imagenet import eval_loader, evaluate, open_set
+from cmt_backbones.training.evaluation import evaluate, read_classifier
 
 WAYS = ('geometric', 'flat', 'none')
 
 
 def accuracy(args, way, size):
     """Top-1 in percent; ``'none'`` leaves the bias out, to see what there is to lose."""
-    state, _ = convert(read_checkpoint(args.checkpoint))
-    model = CMTClassifier(arch_of(state), len(state['head.fc.weight']),
-                          bias_interpolation='geometric' if way == 'none' else way)
-    model.load_pretrained(args.checkpoint, new_head=False)
+    model = read_classifier(args.checkpoint, 'geometric' if way == 'none' else way)
     for module in model.modules():
         if way == 'none' and isinstance(module, RelativeBias):
             torch.nn.init.zeros_(module.table)
-    transform = create_transform(size, interpolation='bicubic', crop_pct=1., crop_mode='squash')
-    data = open_set('folder', args.data, False, transform)
+    data = open_set('folder', args.data, False, eval_transform(size, 1., squash=True))
     return evaluate(model, eval_loader(data, 64, 0, 0, args.every), torch.device('cpu'))['top1']
 
 

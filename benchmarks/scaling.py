@@ -1,15 +1,10 @@
 """FLOPs of compound scaling beside the paper's variants, a table: `python benchmarks/scaling.py`."""
-import sys
-from pathlib import Path
-
 import torch
 
+from cmt_backbones.analysis.flops import count
 from cmt_backbones.classifier import CMTClassifier
 from cmt_backbones.models.cmt import ARCHS
 from cmt_backbones.models.scaling import scaled_arch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
-from get_flops import count
 
 PAPER = {'tiny': (-2, 'CMT-Ti'), 'xsmall': (-1, 'CMT-XS'), 'small': (0, 'CMT-S'), 'base': (1, 'CMT-B')}
 

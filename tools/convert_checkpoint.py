@@ -7,43 +7,12 @@ Reads whatever `init_cfg` reads (official CMT, Facebook, timm and mmpretrain Con
 segmentors of ours) and writes a plain state dict, which `init_cfg`, timm and torch.load read anywhere.
 """
 import argparse
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-import cmt_backbones
-from cmt_backbones.models import cmt, convnext
-from cmt_backbones.weights import convert, fit, read_checkpoint
-
-ARCHS = dict(CMT=cmt.ARCHS, ConvNeXt=convnext.ARCHS)
-
-
-def fitted(state, layout, archs):
-    """The arch, of some, that the weights fill, with them; ValueError if there is none."""
-    for arch in archs:
-        with torch.device('meta'):
-            wanted = getattr(cmt_backbones, layout.family)(arch).state_dict()
-        # Output norms that the file lacks would come from here, where there are none.
-        wanted = {k: v for k, v in wanted.items() if k in state or not k.startswith('norm')}
-        try:
-            weights, notes = fit(state, wanted, layout)
-            return arch, weights, notes
-        except ValueError:
-            if len(archs) == 1:
-                raise
-    raise ValueError(f'it looks like {layout.name}, and fills none of {sorted(archs)}; --arch tells what '
-                     'differs from one of them')
-
-
-def save(weights, out: Path):
-    part = out.with_name(f'.{out.stem}.part{out.suffix}')  # complete or absent
-    weights = {k: v.contiguous() for k, v in weights.items()}
-    save_file(weights, part) if out.suffix == '.safetensors' else torch.save(weights, part)
-    os.replace(part, out)
+from cmt_backbones.models.conversion import convert_file
+from cmt_backbones.weights.writing import save
 
 
 def main(argv=None):
@@ -56,24 +25,19 @@ def main(argv=None):
     if args.out.suffix not in ('.pth', '.safetensors'):
         parser.error(f'OUT must end in .pth or .safetensors, not {args.out}')
     try:
-        source = read_checkpoint(args.source)
-        state, layout = convert(source, args.prefix)
-        archs = [args.arch] if args.arch else ARCHS[layout.family]
-        if args.arch not in (None, *ARCHS[layout.family]):
-            raise ValueError(f'--arch must be one of {sorted(ARCHS[layout.family])}, not {args.arch!r}')
-        arch, weights, notes = fitted(state, layout, archs)
-        save(weights, args.out)
+        found = convert_file(args.source, args.arch, args.prefix)
+        save(found.weights, args.out)
     except (ValueError, OSError) as error:
         sys.exit(f'cannot convert {args.source}: {error}')
     parts = Counter(key.split('.')[0] + ('.' + key.split('.')[1] if key.startswith('stages') else '')
-                    for key in weights)
-    print(f'{args.source}: {layout.name}, {layout.family} {arch!r}')
+                    for key in found.weights)
+    print(f'{args.source}: {found.layout.name}, {found.layout.family} {found.arch!r}')
     for part, count in parts.items():
         print(f'  {part:20} {count:5} tensors')
-    left = len(source) - sum(k in weights for k in state)
-    print(f'{args.out}: {len(weights)} of {len(source)} tensors' + ''.join(f'; {n}' for n in notes))
-    if left > 0:
-        print(f'  left out, which no backbone holds (heads, necks): {left}')
+    notes = ''.join(f'; {note}' for note in found.notes)
+    print(f'{args.out}: {len(found.weights)} of {found.in_file} tensors{notes}')
+    if found.left_out > 0:
+        print(f'  left out, which no backbone holds (heads, necks): {found.left_out}')
 
 
 if __name__ == '__main__':

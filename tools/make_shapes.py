@@ -9,7 +9,7 @@ from pathlib import Path
 from cmt_backbones.data.shapes import ShapesError, make_shapes
 
 
-def size(text: str) -> tuple[int, int]:
+def size(text):
     """An argument type: WIDTHxHEIGHT, in pixels."""
     try:
         width, height = map(int, text.split('x'))
@@ -20,7 +20,7 @@ def size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path)
     parser.add_argument('--images', type=int, required=True, help='of the training set')

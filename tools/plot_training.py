@@ -1,143 +1,28 @@
 """Draws the course of trainings: `python tools/plot_training.py WORK_DIR... --out PNG`.
 
 One panel each for the loss, the learning rate and every metric (mAP, mIoU) that the runs have
-logged, one colour a run, from `WORK_DIR/<timestamp>/vis_data/scalars.json`, which every
-training with MMDetection or MMSegmentation writes. It may be called while one trains.
+logged, one colour a run. It may be called while one trains.
 """
 import argparse
-import json
-import math
 import re
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-
-METRICS = r'mAP|mIoU'
-COLUMNS = 4
-
-# What is drawn of a run: {(name, 'iteration' or 'epoch'): {step: value}}.
-Series = dict[tuple[str, str], dict[int, float]]
+from cmt_backbones.visualization.panels import DrawingError
+from cmt_backbones.visualization.training_curves import METRICS, names_of, plot, read_run
 
 
-class LogError(Exception):
-    """Why there is nothing to draw, in one line."""
-
-
-def read_scalars(text: str, metrics: str = METRICS) -> Series:
-    """The curves in one log of mmengine's LocalVisBackend.
-
-    Args:
-        text: Lines of JSON. A training line has `loss`, `lr` and `iter`, and `epoch` where the
-            loop counts these. A validation line has the metrics and, as `step`, the epoch or
-            the iteration (LoggerHook's `log_metric_by_epoch`).
-        metrics: Regular expression that the names of the wanted metrics contain.
-
-    Returns:
-        Series: Of `loss`, `lr` and the metrics. COCO's -1 (no such object) and what is not
-        finite is left out.
-    """
-    series: Series = {}
-    iteration = epoch = 0
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed or is being written
-        if 'loss' in record:
-            iteration, epoch = record['iter'], record.get('epoch', 0)
-            # With rates by layer, `lr` is that of the first parameter.
-            values = {'loss': record['loss'], 'lr': record.get('base_lr', record.get('lr'))}
-            unit, step = 'iteration', iteration
-        elif not iteration:
-            continue  # a validation alone, of any weights
-        else:
-            values = {name: v for name, v in record.items() if re.search(metrics, name)}
-            # A loop that counts no epochs may log by epoch all the same, then the 0th for ever.
-            by_epoch = 0 < record['step'] <= epoch
-            unit = 'epoch' if by_epoch else 'iteration'
-            step = record['step'] if by_epoch else max(record['step'], iteration)
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
-                series.setdefault((name, unit), {})[step] = value
-    return series
-
-
-def merge(older: Series, newer: Series) -> Series:
-    """The curves of a run that went on as `newer`: this overrides `older` from its first step."""
-    merged = {key: dict(curve) for key, curve in older.items()}
-    for key, curve in newer.items():
-        kept = {step: v for step, v in older.get(key, {}).items() if step < min(curve)}
-        merged[key] = {**kept, **dict(sorted(curve.items()))}
-    return merged
-
-
-def read_run(work_dir: Path, metrics: str = METRICS) -> Series:
-    """The curves of a run, over all times that it was resumed.
-
-    Raises:
-        LogError: The folder holds no log, or no training step has been logged.
-    """
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))  # timestamps sort by time
-    if not logs:
-        raise LogError(f'{work_dir} holds no <timestamp>/vis_data/scalars.json: is it the '
-                       'work_dir of a training?')
-    series: Series = {}
-    for log in logs:
-        series = merge(series, read_scalars(log.read_text(), metrics))
-    if not series:
-        raise LogError(f'{logs[-1]} has no training step yet.')
-    return series
-
-
-def plot(runs: dict[str, Series], out: Path) -> None:
-    """Draws named runs into the picture `out`."""
-    keys = {key: None for series in runs.values() for key in series}  # in the order of the logs
-    first = ['loss', 'lr']
-    keys = sorted(keys, key=lambda key: first.index(key[0]) if key[0] in first else len(first))
-    columns = min(COLUMNS, len(keys))
-    rows = math.ceil(len(keys) / columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, layout='constrained',
-                                figsize=(max(4.2 * columns, 5), 3.2 * rows + 0.4))
-    for axis in axes.flat[len(keys):]:
-        axis.remove()
-    for axis, (name, unit) in zip(axes.flat, keys):
-        for i, (run, series) in enumerate(runs.items()):
-            curve = series.get((name, unit), {})
-            few = 'o' if len(curve) < 30 else None
-            axis.plot(list(curve), list(curve.values()), color=f'C{i}', marker=few, markersize=3.5,
-                      linewidth=1.4, label=run)
-        axis.set(title={'lr': 'learning rate'}.get(name, name), xlabel=unit,
-                 ylabel={'lr': 'learning rate', 'loss': 'loss'}.get(name, name.split('/')[-1]))
-        if name != 'lr':
-            axis.set_ylim(bottom=0)
-        else:
-            axis.ticklabel_format(axis='y', scilimits=(-2, 2))
-        axis.xaxis.set_major_locator(plt.MaxNLocator(6, integer=True))
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize='small')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-
-
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dirs', type=Path, nargs='+', metavar='WORK_DIR')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG')
     parser.add_argument('--metrics', default=METRICS, metavar='REGEX',
                         help='what the names of the wanted metrics contain (default: %(default)s)')
     args = parser.parse_args(argv)
-    dirs = [path.resolve() for path in args.work_dirs]
-    names = [path.name for path in dirs]
-    if len(set(names)) < len(names):  # a/run b/run
-        names = [f'{path.parent.name}/{path.name}' for path in dirs]
     try:
-        plot({n: read_run(path, args.metrics) for n, path in zip(names, dirs)}, args.out)
-    except (LogError, OSError, ValueError, re.error) as error:  # a format or REGEX that is none
+        runs = {name: read_run(path, args.metrics) for name, path in zip(names_of(args.work_dirs), args.work_dirs)}
+        plot(runs, args.out)
+    except (DrawingError, OSError, ValueError, re.error) as error:  # a format or REGEX that is none
         sys.exit(f'plot_training: {error}')
     print(args.out)
 

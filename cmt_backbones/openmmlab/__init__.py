@@ -25,7 +25,7 @@ def register() -> None:
     # mmengine finds `package::config` through a fixed table of packages. Ours is entered by one of its
     # modules: by its own name mmengine 0.10.7 would look for it in site-packages, where an editable
     # installation is not.
-    MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones.openmmlab')
+    MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones.classifier')
     if not _is_distribution('mmsegmentation'):  # onedl-mmsegmentation, which the table does not know
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 

@@ -16,14 +16,13 @@ from pycocotools.coco import COCO
 import tool
 from cmt_backbones.data import shapes as drawn_scenes
 
-command = tool.load('make_shapes').main
 SIZES = {(256, 192), (160, 224)}
 
 
 @pytest.fixture(scope='module')
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp('shapes') / 'out'
-    command([str(out), '--images', '100', '--val', '6', '--size', '256x192', '160x224'])
+    tool.run('make_shapes', out, '--images', '100', '--val', '6', '--size', '256x192', '160x224')
     return out
 
 
@@ -37,7 +36,7 @@ def contents(folder):
 
 
 def write(out, *arguments):
-    command([str(out), '--size', '128x96', *arguments])
+    tool.run('make_shapes', out, '--size', '128x96', *arguments)
     return contents(out)
 
 
@@ -97,7 +96,7 @@ def test_an_interrupted_call_leaves_nothing_and_is_done_again(tmp_path, monkeypa
             raise KeyboardInterrupt
         return scene(*args)
 
-    monkeypatch.setattr(make_shapes, 'scene', interrupted)
+    monkeypatch.setattr(drawn_scenes, 'scene', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / 'b', '--images', '3')
     assert not (tmp_path / 'b').exists()
@@ -117,7 +116,7 @@ def test_an_interrupted_call_leaves_nothing_and_is_done_again(tmp_path, monkeypa
 ])
 def test_bad_arguments_are_refused_with_a_reason(arguments, says, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        command([str(tmp_path / 'out'), *arguments])
+        tool.run('make_shapes', tmp_path / 'out', *arguments)
     assert says in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 

@@ -4,17 +4,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from cmt_backbones import CMT
+from cmt_backbones.analysis.flops import count
 from cmt_backbones.classifier import CMTClassifier
 from cmt_backbones.models.cmt import ARCHS, NUM_HEADS
 from cmt_backbones.models.options import check_cmt_arch
 from cmt_backbones.models.scaling import ALPHA, BETA, GAMMA, scaled_arch
-from tool import load
 
 
 def gmacs(arch):
     with torch.device('meta'):
         model = CMTClassifier(arch).eval()
-    return load('get_flops').count(model, (arch['pretrain_img_size'], ) * 2)['gmacs']
+    return count(model, (arch['pretrain_img_size'], ) * 2)['gmacs']
 
 
 def test_zero_is_cmt_s():

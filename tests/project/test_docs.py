@@ -303,6 +303,17 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f'{page.name}: {target}'
 
 
+NAMED = r'(?<![\w/.-])(?:tools|benchmarks|configs|tests|cmt_backbones|docs)/[\w/.-]+\.(?:py|sh|md)\b'
+
+
+@pytest.mark.parametrize('folder', ['.', 'docs', 'benchmarks', 'tools', 'benchmarks/configs'])
+def test_files_that_are_named_are_there(folder):
+    """On pages, and in what is said of commands."""
+    for path in [*(tool.ROOT / folder).glob('*.md'), *(tool.ROOT / folder).glob('*.py')]:
+        for name in re.findall(NAMED, path.read_text(encoding='utf-8')):
+            assert (tool.ROOT / name).is_file(), f'{path.name}: {name}'
+
+
 @pytest.mark.parametrize('page', sorted((tool.ROOT / 'benchmarks').glob('*.md')), ids=lambda page: page.stem)
 def test_commands_of_the_benchmarks(page):
     """They take hours and data of others: here, that bash can read them and that what they call is there."""

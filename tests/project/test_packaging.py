@@ -1,16 +1,19 @@
-"""The wheel: what it holds, and that it works in an environment with torch and mmengine alone."""
+"""Installations from an sdist, a wheel, a git URL and a checkout: what they hold, and that they work."""
+import email
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import cmt_backbones
@@ -18,27 +21,52 @@ from tool import ROOT
 
 PIP = [sys.executable, '-m', 'pip']
 OFFLINE = ['--quiet', '--no-deps', '--no-index']
+CONFIG = 'cmt_backbones::mmdet/retinanet_cmt_s_1x.py'
 
 
-
-def call(*command, **env):
+def call(*command, cwd='/', **env):
     """What a command prints, run where the repository's own package is not found; it must succeed."""
     kept = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     done = subprocess.run([str(c) for c in command], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=300, cwd='/', env={**kept, **env})
+                          stderr=subprocess.STDOUT, timeout=300, cwd=cwd, env={**kept, **env})
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
+def left_behind(folder, names):
+    """What a copy of the repository does without: what git ignores, and git's own."""
+    kept = {'.gitignore', '.pre-commit-config.yaml'}
+    at_root = {'build', 'data', 'dist', 'work_dirs'} if Path(folder) == ROOT else set()
+    return [name for name in names if name.startswith('.') and name not in kept or name in at_root
+            or name == '__pycache__' or name.endswith('.egg-info')]
+
+
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
+def tree(tmp_path_factory):
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp('tree') / 'tree', ignore=left_behind)
+
+
+def modules():
+    """The files of the package, from the root of the repository."""
+    return [str(path.relative_to(ROOT)) for path in (ROOT / 'cmt_backbones').rglob('*.py') if '.mim' not in path.parts]
+
+
+def build(kind, tree, folder, before='pass'):
+    """The file that setuptools builds of a tree: 'sdist', 'wheel' or 'editable'."""
+    code = (f'import os, sys; from setuptools import build_meta; os.chdir(sys.argv[1]); {before}; '
+            f'print(build_meta.build_{kind}(sys.argv[2]))')
+    return folder / call(sys.executable, '-c', code, tree, folder).split()[-1]
+
+
+@pytest.fixture(scope='module')
+def sdist(tree, tmp_path_factory):
+    return build('sdist', tree, tmp_path_factory.mktemp('sdist'))
+
+
+@pytest.fixture(scope='module')
+def wheel(sdist, tmp_path_factory):
     """Built from a source distribution, so that both hold what they should."""
-    folder = tmp_path_factory.mktemp('build')
-    tree = shutil.copytree(ROOT, folder / 'tree', ignore=shutil.ignore_patterns(
-        '.*', 'build', 'data', 'dist', 'work_dirs', '*.egg-info', '__pycache__'))
-    build = ('import os, sys; from setuptools import build_meta; os.chdir(sys.argv[1]); '
-             'print(build_meta.build_sdist(sys.argv[2]))')
-    sdist = folder / call(sys.executable, '-c', build, tree, folder).split()[-1]
+    folder = tmp_path_factory.mktemp('wheel')
     call(*PIP, 'wheel', '--no-build-isolation', '--wheel-dir', folder, *OFFLINE, sdist)
     return next(folder.glob('*.whl'))
 
@@ -87,9 +115,62 @@ def test_the_wheel_holds_configs_tools_and_index(wheel):
     assert {f'cmt_backbones/.mim/{path}' for path in [*sources, 'model-index.yml']} <= names
     assert 'cmt_backbones/py.typed' in names
     assert not [name for name in names if name.startswith(('tests', 'benchmarks', 'configs'))]
-    info = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('/METADATA'))).decode()
-    assert 'Requires-Dist' not in info and 'Requires-Python: >=3.10' in info
+    packages = {Path(name).parent for name in modules()}
+    assert len(packages) > 5 and {f'{package}/__init__.py' for package in packages} <= names
     assert any(name.endswith('LICENSE') for name in names)
+
+
+def test_metadata(wheel):
+    info = email.message_from_string(next(
+        zipfile.ZipFile(wheel).read(name).decode() for name in zipfile.ZipFile(wheel).namelist()
+        if name.endswith('.dist-info/METADATA')))
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert info['Author'] == info['Maintainer'] == citation['authors'][0]['name']
+    assert info['Requires-Python'] == '>=3.8' and 'Requires-Dist' not in info
+    pythons = {text.split(' :: ')[-1] for text in info.get_all('Classifier') if ' :: Python :: ' in text}
+    assert pythons == {f'3.{minor}' for minor in range(8, 14)}
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    shown = info.get_payload()
+    targets = re.findall(r'\]\(([^)]*)\)', shown)
+    assert targets and all(target.startswith('https://') for target in targets)
+    text_of_links = re.findall(r'\[([^\]]*)\]\((?!http)', readme)
+    assert len(text_of_links) > 10 and all(text in shown for text in text_of_links)
+    assert all(line in shown for line in readme.splitlines() if '](' not in line)
+
+
+def test_the_sdist_holds_all_and_its_tests_run(sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+        archive.extractall(tmp_path)
+    folders = ('benchmarks', 'cmt_backbones', 'configs', 'docs', 'requirements', 'tests', 'tools')
+    files = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob('*') if path.is_file()
+             and path.suffix not in ('.pyc', '.tmp') and not {'__pycache__', '.mim', '.hypothesis'} & {*path.parts}}
+    assert len(files) > 250 and files <= names
+    unpacked = next(tmp_path.iterdir())
+    call(sys.executable, '-m', 'pytest', 'tests/models/test_cmt.py', 'tests/project/test_repository.py',
+         '-k', 'cmt_ti_160 or test_repository', PYTHONPATH=str(unpacked), cwd=unpacked)
+
+
+def test_pip_installs_from_a_git_url(tree, tmp_path):
+    git = ['git', '-c', 'user.name=x', '-c', 'user.email=x@localhost', '-C', tree]
+    for command in (['init', '-q'], ['add', '-A'], ['commit', '-qm', 'x']):
+        call(*git, *command)
+    call(*PIP, 'install', '--target', tmp_path, '--no-build-isolation', *OFFLINE, f'git+file://{tree}')
+    assert all((tmp_path / module).is_file() for module in modules())
+    assert (tmp_path / 'cmt_backbones/.mim/configs/mmdet/retinanet_cmt_s_1x.py').is_file()
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_an_editable_installation_with_links_and_without(links, tree, tmp_path):
+    """Windows lets few users make links: configs are found as well by copies."""
+    refuse = "os.symlink = lambda *args, **kwargs: (_ for _ in ()).throw(OSError('no right'))"
+    build('editable', tree, tmp_path, 'pass' if links else refuse)
+    mim = tree / 'cmt_backbones/.mim'
+    assert {(path.name, path.is_symlink()) for path in mim.iterdir()} == {
+        (name, links) for name in ('configs', 'tools', 'model-index.yml')}
+    code = f'import cmt_backbones; from mmengine.hub import get_config; print(get_config({CONFIG!r}).filename)'
+    assert call(sys.executable, '-W', 'ignore', '-c', code, PYTHONPATH=str(tree)).splitlines()[-1] == str(
+        mim / 'configs/mmdet/retinanet_cmt_s_1x.py')
 
 
 def test_it_works_with_torch_and_mmengine_alone(bare):
@@ -114,13 +195,12 @@ def test_configs_of_the_wheel_by_name(wheel, tmp_path):
     """In the environment at hand, with mmdet: by mmengine's get_config and as a base."""
     site = tmp_path / 'site'
     call(*PIP, 'install', '--target', site, *OFFLINE, wheel)
-    name = 'cmt_backbones::mmdet/retinanet_cmt_s_1x.py'
-    (tmp_path / 'mine.py').write_text(f'_base_ = {name!r}\nmodel = dict(bbox_head=dict(num_classes=3))\n')
+    (tmp_path / 'mine.py').write_text(f'_base_ = {CONFIG!r}\nmodel = dict(bbox_head=dict(num_classes=3))\n')
     code = f"""
 import cmt_backbones, mmengine, torch
 from mmengine.hub import get_config
 from mmengine.registry import HOOKS, MODELS, init_default_scope
-print('from', cmt_backbones.__file__, get_config({name!r}).filename)
+print('from', cmt_backbones.__file__, get_config({CONFIG!r}).filename)
 cfg = mmengine.Config.fromfile({str(tmp_path / 'mine.py')!r})
 init_default_scope(cfg.default_scope)
 with torch.device('meta'):

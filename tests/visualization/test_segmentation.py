@@ -1,6 +1,4 @@
-"""The pictures of tools/draw_segmentation.py."""
-import sys
-
+"""Truth beside label maps, by tools/draw_segmentation.py."""
 import cv2
 import numpy as np
 import pytest
@@ -9,10 +7,7 @@ from PIL import Image
 
 import tool
 from cmt_backbones.data import shapes as drawn_scenes
-
-# As for the command, whose folder is on the path.
-sys.modules.setdefault('draw_detections', tool.load('draw_detections'))
-draw_segmentation = tool.load('draw_segmentation')
+from cmt_backbones.visualization import panels as panels_of, segmentation
 
 PALETTE = [[10, 20, 30], [230, 60, 60], [60, 120, 230], [60, 190, 80], [240, 200, 40],
            [190, 90, 210]]
@@ -41,12 +36,12 @@ def predict(shapes, folder, change=lambda labels: labels):
     """Writes truth after a change as a segmentor's predictions by mmseg's own means."""
     from mmengine.config import Config
     from mmseg.evaluation import IoUMetric
-    dataset = draw_segmentation.test_data(Config.fromfile(shapes[0]))
+    dataset = segmentation.test_data(Config.fromfile(shapes[0]))
     metric = IoUMetric(output_dir=str(folder), keep_results=True)
     metric.dataset_meta = dataset.metainfo
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
-        labels = torch.tensor(change(draw_segmentation.truth(info)).astype(np.int64))[None]
+        labels = torch.tensor(change(segmentation.truth(info)).astype(np.int64))[None]
         metric.process({}, [dict(info, pred_sem_seg=dict(data=labels % 255),
                                  gt_sem_seg=dict(data=labels))])
     return str(folder)
@@ -55,14 +50,14 @@ def predict(shapes, folder, change=lambda labels: labels):
 def panels(path):
     """The image, the truth and the prediction of a drawn picture, each (128, 192, 3), RGB."""
     picture = np.array(Image.open(path))
-    head, size, step = 24, (64 * 4, 96 * 4), 96 * 4 + draw_segmentation.GAP
+    head, size, step = 24, (64 * 4, 96 * 4), 96 * 4 + panels_of.GAP
     return [picture[head:head + size[0], i * step:i * step + size[1]] for i in range(3)], picture
 
 
 def test_truth_and_prediction_are_drawn_side_by_side(shapes, tmp_path):
     config, labels = shapes
     out = tmp_path / 'out'
-    draw_segmentation.main([str(config), predict(shapes, tmp_path / 'p'), '--out', str(out)])
+    tool.run('draw_segmentation', str(config), predict(shapes, tmp_path / 'p'), '--out', str(out))
     names = ['000000.png', '000001.png', '000002.png', 'sheet.png']
     assert sorted(path.name for path in out.iterdir()) == names
     void = 'reduce_zero_label=True' in config.read_text()
@@ -77,7 +72,7 @@ def test_truth_and_prediction_are_drawn_side_by_side(shapes, tmp_path):
         raw = cv2.imread(str(labels.parents[1] / 'images' / 'val' / name.replace('png', 'jpg')))
         raw = cv2.resize(raw, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
         assert np.array_equal(image, raw[..., ::-1])
-        below = picture[24 + 64 * 4 + draw_segmentation.GAP:].reshape(-1, 3).tolist()
+        below = picture[24 + 64 * 4 + panels_of.GAP:].reshape(-1, 3).tolist()
         for label in range(len(PALETTE)):  # in the legend if it is in a panel
             drawn = label in (expected if void else numbers)
             assert (PALETTE[label] in below) == drawn
@@ -88,7 +83,7 @@ def test_truth_and_prediction_are_drawn_side_by_side(shapes, tmp_path):
 def test_mistakes_show_and_numbers_of_images_are_kept_to(shapes, tmp_path):
     folder = predict(shapes, tmp_path / 'p', lambda labels: np.where(labels < 4, labels + 1, 0))
     out = tmp_path / 'out'
-    draw_segmentation.main([str(shapes[0]), folder, '--out', str(out), '--images', '1'])
+    tool.run('draw_segmentation', str(shapes[0]), folder, '--out', str(out), '--images', '1')
     assert {path.name for path in out.iterdir()} == {'000000.png', 'sheet.png'}
     (_, truth, prediction), _ = panels(out / '000000.png')
     assert np.any(truth != prediction, axis=2).mean() > 0.3
@@ -96,7 +91,7 @@ def test_mistakes_show_and_numbers_of_images_are_kept_to(shapes, tmp_path):
 
 def test_a_long_legend_takes_several_lines():
     colours = np.zeros((40, 3), np.uint8)
-    one, many = (draw_segmentation.legend(['chandelier'] * n, colours, 600) for n in (2, 40))
+    one, many = (panels_of.legend(['chandelier'] * n, colours, 600) for n in (2, 40))
     assert one.width == many.width == 600 and many.height >= 8 * one.height
 
 
@@ -106,7 +101,7 @@ def test_what_does_not_fit_is_refused_with_a_reason(shapes, tmp_path):
 
     def refusal(*arguments):
         with pytest.raises(SystemExit) as error:
-            draw_segmentation.main([*map(str, arguments), '--out', str(tmp_path / 'out')])
+            tool.run('draw_segmentation', *arguments, '--out', tmp_path / 'out')
         return str(error.value)
 
     file = folder / '000001.png'

@@ -1,15 +1,18 @@
-"""CMT as its authors compute it, to compare with: tools/benchmark.py's `cmt-s:plain`.
+"""CMT as its authors compute it, to compare with: `cmt-s:plain` of :mod:`.named_models`.
 
 A plain reading of the official blocks (github.com/ggjy/CMT.pytorch, cmt.py) in this project's words:
 maps in NCHW, tokens as copies of them, keys and values in two products, attention as an array
 (N, heads, n, m), norms and shortcuts as written. The official code knows one image size; here every
 forward resizes the bias tables, as arrays (heads, n, m), by the same four bicubics as ours.
 """
+from typing import Tuple
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from cmt_backbones.models.cmt import CMT, NUM_HEADS, REDUCTIONS, STRIDES
+from ..models.cmt import CMT, NUM_HEADS, REDUCTIONS, STRIDES
+from ..weights import StateDict
 
 
 class PlainCMT(nn.Module):
@@ -36,7 +39,7 @@ class PlainCMT(nn.Module):
         self.load_state_dict(plain_names(model.state_dict()))
         self.train(model.training)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         x = self.stem(x)
         outs = []
         for stage in self.stages:
@@ -53,7 +56,7 @@ class PlainCMT(nn.Module):
 
 class PlainBlock(nn.Module):
 
-    def __init__(self, dim, heads, reduction, hidden):
+    def __init__(self, dim: int, heads: int, reduction: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
         self.lpu = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
@@ -68,11 +71,11 @@ class PlainBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.project, self.bn3 = nn.Conv2d(hidden, dim, 1), nn.BatchNorm2d(dim)
 
-    def forward(self, x, height, width, bias):
-        def to_map(tokens):
+    def forward(self, x: Tensor, height: int, width: int, bias: Tensor) -> Tensor:
+        def to_map(tokens: Tensor) -> Tensor:
             return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
 
-        def to_heads(tokens):
+        def to_heads(tokens: Tensor) -> Tensor:
             return tokens.reshape(len(tokens), tokens.shape[1], self.heads, -1).transpose(1, 2)
 
         x = to_map(x)
@@ -89,7 +92,7 @@ class PlainBlock(nn.Module):
         return x + self.bn3(self.project(y)).flatten(2).transpose(1, 2)
 
 
-def resized(table, grid, reduction, height, width):
+def resized(table: Tensor, grid: int, reduction: int, height: int, width: int) -> Tensor:
     """A bias table on another grid: its query axes by one 2-D bicubic, its key axes by another."""
     heads, n0, m0 = table.shape
     if (height, width) == (grid, grid):
@@ -101,7 +104,7 @@ def resized(table, grid, reduction, height, width):
     return F.interpolate(table, size=key, mode='bicubic', align_corners=False).flatten(2)
 
 
-def plain_names(state):
+def plain_names(state: StateDict) -> StateDict:
     """A state dict of :class:`cmt_backbones.CMT` under the names of this file."""
     out = {}
     for name, value in state.items():

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+import tool
 from cmt_backbones import CMT
-from cmt_backbones.classifier import CMTClassifier
+from cmt_backbones.data.classification import eval_loader, eval_transform, open_set
 from cmt_backbones.models.scaling import scaled_arch
-from tool import ROOT, load
+from cmt_backbones.training.evaluation import evaluate, read_classifier
+from cmt_backbones.training.recipes import settings
 
-sys.path.insert(0, str(ROOT / 'tools'))  # train_classifier.py imports eval_imagenet.py, as scripts there do
 PHI = -6
 SMALL = ['--phi', str(PHI), '--img-size', '64', '--workers', '0']
 
@@ -38,7 +39,7 @@ def data(tmp_path_factory):
 
 
 def start(*command):
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=tool.ROOT, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 
@@ -58,7 +59,7 @@ def read(path):
 
 def main(*argv):
     torch.set_num_threads(1)  # as the other processes, for sums in one order
-    load('train_classifier').main([str(a) for a in argv])
+    tool.run('train_classifier', *argv)
 
 
 @pytest.fixture(scope='module')
@@ -75,14 +76,13 @@ def test_it_learns_and_is_evaluated(data, trained, capsys):
     best = max(line['top1'] for line in lines)
     assert best > 85 and read(trained / 'best.pth')['classes'] == ['above', 'below']
 
-    evaluate = load('eval_imagenet').main
     capsys.readouterr()
-    evaluate([str(data), str(trained / 'best.pth'), '--workers', '0', '--crop-pct', '1'])
+    tool.run('eval_imagenet', data, trained / 'best.pth', '--workers', '0', '--crop-pct', '1')
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['images'] == 14 and result['size'] == [64, 64] and abs(result['top1'] - best) < 1e-3
     for bias in ('geometric', 'flat'):
-        evaluate([str(data), str(trained / 'best.pth'), '--workers', '0', '--img-size', '64', '96',
-                  '--squash', '--bias-interpolation', bias])
+        tool.run('eval_imagenet', data, trained / 'best.pth', '--workers', '0', '--img-size', '64', '96',
+                 '--squash', '--bias-interpolation', bias)
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert result['size'] == [64, 96] and result['bias'] == bias
         assert 0 <= result['top1'] <= result['top5'] == 100
@@ -131,22 +131,17 @@ def test_two_processes_see_each_image_once(data, trained, tmp_path):
     line, = log(tmp_path / 'out')
     assert line['top1'] * 14 / 100 == pytest.approx(round(line['top1'] * 14 / 100), abs=1e-3), output
     # Running averages are those of both processes: the file gives the accuracy that they found together.
-    model = CMTClassifier(dict(scaled_arch(PHI), pretrain_img_size=64), 2)
-    model.load_pretrained(str(tmp_path / 'out' / 'best.pth'), new_head=False)
-    tools = load('eval_imagenet')
-    transform = tools.create_transform(64, interpolation='bicubic', crop_pct=1.)
-    val = tools.open_set('folder', data, False, transform)
-    alone = tools.evaluate(model, tools.eval_loader(val, 5, 0), torch.device('cpu'))
+    model = read_classifier(str(tmp_path / 'out' / 'best.pth'))
+    val = open_set('folder', data, False, eval_transform(64, crop_pct=1.))
+    alone = evaluate(model, eval_loader(val, 5, 0), torch.device('cpu'))
     assert alone['images'] == 14 and alone['top1'] == pytest.approx(line['top1'], abs=1e-3)
 
 
 def test_presets_are_the_official_recipes():
-    recipe = load('train_classifier').parse_args
-    tiny = recipe(['d', 'o', '--preset', 'tiny'])
-    base = recipe(['d', 'o', '--preset', 'base', '--epochs', '5'])
+    tiny, base = settings('tiny'), settings('base', epochs=5)
     assert (tiny.img_size, tiny.epochs, tiny.lr, tiny.min_lr, tiny.ema) == (160, 800, 8e-4, 1e-5, 0)
     assert (base.batch_size, base.drop_path, base.min_lr, base.ema, base.epochs) == (64, .25, 2e-5, .99996, 5)
-    assert recipe(['d', 'o', '--preset', 'small', '--phi', '1']).img_size == 256
+    assert settings('small', phi=1).img_size == 256
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -170,9 +165,8 @@ def test_wrong_data(data, trained, tmp_path):
         (tmp_path / 'train').symlink_to(data / 'train')
         (tmp_path / 'val' / 'above').symlink_to(data / 'val' / 'above')
         main(tmp_path, tmp_path / 'out', '--batch-size', 8, *SMALL)
-    evaluate = load('eval_imagenet').main
     with pytest.raises(SystemExit, match='has 2 classes, and the data set 1'):
-        evaluate([str(tmp_path), str(trained / 'best.pth')])
+        tool.run('eval_imagenet', tmp_path, trained / 'best.pth')
     torch.save(CMT(scaled_arch(PHI)).state_dict(), tmp_path / 'backbone.pth')
     with pytest.raises(SystemExit, match='it holds no classifier, only a backbone'):
-        evaluate([str(data), str(tmp_path / 'backbone.pth')])
+        tool.run('eval_imagenet', data, tmp_path / 'backbone.pth')

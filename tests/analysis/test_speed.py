@@ -1,25 +1,19 @@
 """tools/benchmark.py, on small images: what it reports is measured, and wrong names are told apart."""
 import json
 import re
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
+import tool
 from cmt_backbones import CMT
-
-TOOLS = str(Path(__file__).parents[2] / 'tools')
-
-
-@pytest.fixture(autouse=True)
-def tools_importable(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)  # as for a command
+from cmt_backbones.analysis import named_models
+from cmt_backbones.analysis.plain_cmt import PlainCMT
 
 
 def test_the_plain_form_computes_the_same():
     """Outputs on another grid and gradients, by the reading of the official blocks that we compare with."""
-    from plain_cmt import PlainCMT
     torch.manual_seed(0)
     model = CMT('tiny', drop_path_rate=0.)
     plain = PlainCMT(model)
@@ -36,7 +30,7 @@ def test_the_plain_form_computes_the_same():
 
 
 def run(*options):
-    import_module('benchmark').main([*options, '--device', 'cpu', '--repeats', '2'])
+    tool.run('benchmark', *options, '--device', 'cpu', '--repeats', '2')
 
 
 def test_inference(tmp_path, capsys):
@@ -73,19 +67,17 @@ def test_training_at_several_sizes(tmp_path, monkeypatch):
 @pytest.mark.parametrize('config', ['mmdet/retinanet_cmt_ti_1x.py',
                                     'mmseg/upernet_cmt_ti_160k_ade20k.py'])
 def test_training_of_whole_models(config, monkeypatch):
-    models = import_module('benchmark_models')
-
     def without_weights(path):
         cfg = from_file(path)
         cfg.model.backbone.init_cfg = None
         return cfg
 
-    from_file = models.Config.fromfile
-    monkeypatch.setattr(models.Config, 'fromfile', without_weights)
-    model = models.build(str(Path(TOOLS).parent / 'configs' / config))
-    x = models.images(config, 2, (64, 96), torch.device('cpu'), torch.float32)
-    assert len(models.work(model, x, train=False)()) == 2
-    assert models.work(model, x, train=True)() > 0
+    from_file = Config.fromfile
+    monkeypatch.setattr(Config, 'fromfile', without_weights)
+    model = named_models.build(str(tool.ROOT / 'configs' / config))
+    x = named_models.images(config, 2, (64, 96), torch.device('cpu'), torch.float32)
+    assert len(named_models.work(model, x, train=False)()) == 2
+    assert named_models.work(model, x, train=True)() > 0
     assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
 
 

@@ -1,20 +1,22 @@
-"""What tools/benchmark.py can measure: ours, their peers, and whole models of configs, as a callable each."""
+"""Models by name, to be measured: ours, their peers, and whole models of configs; and the work of each."""
 import copy
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Callable, List, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
-from torch import nn
+from torch import Tensor, nn
 
-import cmt_backbones
-from cmt_backbones.models.backbone import switch_to_deploy
-from plain_cmt import PlainCMT
+from ..models import cmt, convnext
+from ..models.backbone import switch_to_deploy
+from .plain_cmt import PlainCMT
 
 OURS = {
-    **{f'cmt-{short}': ('CMT', arch) for short, arch in zip(('ti', 'xs', 's', 'b'), cmt_backbones.models.cmt.ARCHS)},
-    **{f'convnext-{short}': ('ConvNeXt', arch) for short, arch in zip('tsblx', cmt_backbones.models.convnext.ARCHS)},
+    **{f'cmt-{short}': (cmt.CMT, arch) for short, arch in zip(('ti', 'xs', 's', 'b'), cmt.ARCHS)},
+    **{f'convnext-{short}': (convnext.ConvNeXt, arch) for short, arch in zip('tsblx', convnext.ARCHS)},
 }
 # Swin-T as mmdet's own configs have it; Twins as mmseg's.
 PEERS = {
@@ -48,10 +50,10 @@ def build(spec: str) -> nn.Module:
     if name in OURS:
         kind, arch = OURS[name]
         settings = dict(bias_interpolation='flat') if 'flat' in options else {}
-        model = getattr(cmt_backbones, kind)(arch, with_cp='with-cp' in options, **settings)
+        model = kind(arch, with_cp='with-cp' in options, **settings)
     elif name in PEERS:
         init_default_scope('mmengine')
-        __import__(PEERS[name]['type'].split('.')[0] + '.models')
+        import_module(PEERS[name]['type'].split('.')[0] + '.models')
         model = MODELS.build(PEERS[name])
     elif name.startswith('timm/'):
         import timm
@@ -64,7 +66,7 @@ def build(spec: str) -> nn.Module:
         raise ValueError(f'{spec}: no such model; there are {KNOWN}')
     vary_norms(model)
     if 'plain' in options:
-        if not isinstance(model, cmt_backbones.CMT):
+        if not isinstance(model, cmt.CMT):
             raise ValueError(f'{spec}: only CMT has a plain form')
         model = PlainCMT(model)
     model.eval()
@@ -84,12 +86,14 @@ def vary_norms(model: nn.Module) -> None:
             module.running_var.uniform_(.5, 2, generator=generator)
 
 
-def images(spec: str, batch: int, shape: tuple, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def images(spec: str, batch: int, shape: Tuple[int, int], device: torch.device,
+           dtype: torch.dtype) -> Tensor:
+    """Random images (batch, 3, H, W) for a model of :func:`build`, the same ones for all."""
     x = torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     return x.to(memory_format=torch.channels_last) if 'channels-last' in spec.split(':') else x
 
 
-def work(model: nn.Module, x: torch.Tensor, train: bool):
+def work(model: nn.Module, x: Tensor, train: bool) -> Callable[[], Any]:
     """A callable that does the work to be measured and returns what it computed.
 
     Backbones compute their maps, and to train, gradients of the maps' mean squares. Detectors and
@@ -98,13 +102,13 @@ def work(model: nn.Module, x: torch.Tensor, train: bool):
     is_whole = hasattr(model, 'data_preprocessor')
     samples = annotations(model, x) if is_whole else None
     if not train:
-        def run():
+        def run() -> Any:
             with torch.inference_mode():
                 return model(x, copy.deepcopy(samples), mode='predict') if is_whole else model(x)
     else:
         model.train()
 
-        def run():
+        def run() -> Any:
             model.zero_grad()
             if is_whole:
                 loss, _ = model.parse_losses(model(x, copy.deepcopy(samples), mode='loss'))
@@ -115,7 +119,7 @@ def work(model: nn.Module, x: torch.Tensor, train: bool):
     return run
 
 
-def annotations(model: nn.Module, x: torch.Tensor) -> list:
+def annotations(model: nn.Module, x: Tensor) -> List[Any]:
     """Data samples of drawn objects, or of drawn labels, for a detector or a segmentor."""
     size = tuple(x.shape[2:])
     if hasattr(model, 'decode_head'):

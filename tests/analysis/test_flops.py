@@ -2,10 +2,11 @@
 import json
 
 import pytest
+import torch
 
-from tool import load
-
-get_flops = load('get_flops')
+import tool
+from cmt_backbones import CMT
+from cmt_backbones.analysis.flops import count
 
 # config, shape, params in millions, GMACs with and without attention's products, and whose number it is
 KNOWN = [
@@ -21,7 +22,7 @@ KNOWN = [
 
 @pytest.mark.parametrize('config, shape, params, gmacs, without', KNOWN, ids=[k[0] for k in KNOWN])
 def test_counts_are_the_published_ones(config, shape, params, gmacs, without, capsys):
-    get_flops.main([str(get_flops_config(config)), '--json', '--shape', *map(str, shape)])
+    tool.run('get_flops', tool.ROOT / 'configs' / f'{config}.py', '--json', '--shape', *shape)
     result = json.loads(capsys.readouterr().out)
     assert result['params_m'] == pytest.approx(params, rel=5e-3)
     assert result['gmacs'] == pytest.approx(gmacs, rel=2e-3)
@@ -29,25 +30,17 @@ def test_counts_are_the_published_ones(config, shape, params, gmacs, without, ca
     assert (result['gmacs_of_widened_heads'] > 0) == ('cmt' in config)
 
 
-def get_flops_config(name):
-    from tool import ROOT
-    return ROOT / 'configs' / f'{name}.py'
-
-
 @pytest.mark.parametrize('arch, size, gmacs', [('tiny', 160, .6258), ('xsmall', 192, 1.5264),
                                                ('small', 224, 3.9983),
                                                ('base', 256, 9.2660)])
 def test_backbones_at_their_native_size(arch, size, gmacs):
-    import torch
-
-    from cmt_backbones import CMT
     with torch.device('meta'):
         model = CMT(arch).eval()
-    result = get_flops.count(model, (size, size))
+    result = count(model, (size, size))
     assert result['gmacs'] == pytest.approx(gmacs, abs=1e-4) and result['gmacs_of_widened_heads'] == 0
 
 
 def test_impossible_shape(capsys):
     with pytest.raises(SystemExit):
-        get_flops.main(['x.py', '--shape', '16'])
+        tool.run('get_flops', 'x.py', '--shape', '16')
     assert '--shape takes a height and a width of at least 32, not [16]' in capsys.readouterr().err

@@ -1,13 +1,13 @@
-"""The command: every layout in, the same weights under our names out."""
+"""tools/convert_checkpoint.py: every layout in, the same weights under our names out."""
+import re
+
 import pytest
 import torch
 
 import layouts
+import tool
 from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.weights import read_checkpoint
-from tool import load
-
-convert_checkpoint = load('convert_checkpoint')
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ FORMS = [('CMT', lambda s: {'model': layouts.official_cmt(s)}, "an official CMT 
 def test_any_layout_in_ours_out(states, family, form, told, suffix, tmp_path, capsys):
     torch.save(form(states[family]), tmp_path / 'in.pth')
     out = tmp_path / f'out{suffix}'
-    convert_checkpoint.main([str(tmp_path / 'in.pth'), str(out)])
+    tool.run('convert_checkpoint', tmp_path / 'in.pth', out)
     printed = capsys.readouterr().out
     assert told in printed and 'stages.3' in printed
     state = read_checkpoint(str(out))
@@ -56,7 +56,6 @@ def test_errors_leave_no_file(states, arguments, message, tmp_path, monkeypatch,
     torch.save(states['CMT'], 'in.pth')
     torch.save({k: v for k, v in states['CMT'].items() if 'lpu' not in k}, 'odd.pth')
     with pytest.raises(SystemExit) as stop:
-        convert_checkpoint.main(arguments)
-    import re
+        tool.run('convert_checkpoint', *arguments)
     assert re.search(message, f'{stop.value}{capsys.readouterr().err}')
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(('in', 'odd'))] == []
