@@ -7,32 +7,16 @@ predicts. docs/export.md says the rest, and how such a file is run.
 """
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Callable
 
-import torch
 from mmengine.config import DictAction
 
-from cmt_backbones.export import ExportError, files, predictor, segmentors, verify, writing
+from cmt_backbones.export import ExportError, files, predictor
 from cmt_backbones.models.backbone import switch_to_deploy
 from cmt_backbones.openmmlab.inference import ModelError, build_model, read_config
 
 
-def save_program(model: torch.nn.Module, out: Path, shape: tuple[int, int], dynamic: bool) -> None:
-    """Writes the backbone of a model for torch.export.load, and compares it."""
-    module = segmentors.Backbone(model).requires_grad_(False)
-    torch.export.save(writing.trace(module, (1, *shape), dynamic), str(out))
-    run = torch.export.load(str(out)).module()
-    for height, width in [shape, (shape[0] + 32, shape[1] + 96)][:1 + dynamic]:
-        error = verify.difference(run, module, (height, width))
-        print(f'{out} at {height}x{width}: differs from the model by {error:.1e} of the largest output')
-        if not error <= 1e-4:
-            out.unlink()
-            raise ExportError(f'{error:.1e} is more than 1e-4')
-
-
-def main(argv: list[str] | None = None, say: Callable[[str], None] = partial(print, flush=True)) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('config')
@@ -74,9 +58,9 @@ def main(argv: list[str] | None = None, say: Callable[[str], None] = partial(pri
             switch_to_deploy(model)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.suffix == '.pt2':
-            save_program(model, args.out, options.shape or (512, 512), args.dynamic)
+            files.write_program(model, args.out, options)
         else:
-            files.write(model, args.out, options, Path(args.config).stem, say)
+            files.write(model, args.out, options, Path(args.config).stem)
     except (ModelError, ExportError, OSError) as error:
         sys.exit(f'export_onnx: {error}')
 

@@ -49,7 +49,7 @@ class Options:
 
 
 def write(model: nn.Module, path: Path, options: Options, config: str = '',
-          say: Callable[[str], None] = print) -> None:
+          say: Callable[[str], None] = partial(print, flush=True)) -> None:
     """Writes a model as ONNX and compares what the file finds with what the model does.
 
     Args:
@@ -100,6 +100,22 @@ def write(model: nn.Module, path: Path, options: Options, config: str = '',
         raise
 
 
+def write_program(model: nn.Module, path: Path, options: Options,
+                  say: Callable[[str], None] = partial(print, flush=True)) -> None:
+    """Writes the backbone of a model for torch.export.load, and compares it with the model."""
+    shape = options.shape or (512, 512)
+    check_shape(shape, options, 'backbone')
+    module = Backbone(model).requires_grad_(False)
+    say(f'tracing at {shape[0]}x{shape[1]}')
+    torch.export.save(writing.trace(module, (1, *shape), options.dynamic), str(path))
+    try:
+        for said in compare_maps(torch.export.load(str(path)).module(), module, path, shape, options.dynamic):
+            say(f'{path} {said}')
+    except ExportError:
+        path.unlink()
+        raise
+
+
 def tested_shape(model: nn.Module, kind: str) -> Tuple[int, int]:
     """The height and width that a config tests with: windows of a segmentor, and otherwise lying images."""
     rule = writing.resize_rule(model.cfg)
@@ -147,14 +163,8 @@ def compare(start: Callable, model: nn.Module, module: nn.Module, path: Path, sh
     except ImportError as error:
         raise ExportError(f'{error.name} is missing: pip install {error.name}') from None
     if kind == 'backbone':
-        sizes = [shape, (shape[0] + 32, shape[1] + 96)][:1 + options.dynamic]
-        for height, width in sizes:
-            error = verify.difference(lambda x: [torch.from_numpy(out) for out in run(x.numpy())], module,
-                                      (height, width))
-            said.append(f'at {height}x{width}: differs from the model by {error:.1e} of the largest output')
-            if not error <= 1e-4:
-                raise ExportError(f'{path} {said[-1]}, and 1e-4 is allowed')
-        return said
+        return compare_maps(lambda x: [torch.from_numpy(out) for out in run(x.numpy())], module, path, shape,
+                            options.dynamic)
     for height, width in other_sizes(shape, kind) if options.dynamic else [shape]:
         images = images_of(options.images, (height, width), 2 + options.dynamic_batch)
         to_input = partial(input_of, info=info)
@@ -164,6 +174,17 @@ def compare(start: Callable, model: nn.Module, module: nn.Module, path: Path, sh
             text = verify.check_detector(partial(at_threshold, start, path), model, images, to_input,
                                          options.dynamic_batch, options.nms)
         said.append(f'at {height}x{width}: {text}')
+    return said
+
+
+def compare_maps(run: Callable, module: nn.Module, path: Path, shape: Tuple[int, int], dynamic: bool) -> List[str]:
+    """The same for the maps of a backbone."""
+    said = []
+    for height, width in [shape, (shape[0] + 32, shape[1] + 96)][:1 + dynamic]:
+        error = verify.difference(run, module, (height, width))
+        said.append(f'at {height}x{width}: differs from the model by {error:.1e} of the largest output')
+        if not error <= 1e-4:
+            raise ExportError(f'{path} {said[-1]}, and 1e-4 is allowed')
     return said
 
 

@@ -3,6 +3,7 @@
 Needs NumPy, onnxruntime (or OpenVINO) and Pillow or OpenCV, and nothing else: neither torch nor a package of
 OpenMMLab, nor another file of this package, so that it may be copied beside an exported file.
 """
+import contextlib
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -10,7 +11,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 import numpy as np
 
 RUNTIMES = ('onnxruntime', 'openvino')
-Image = Union[str, 'os.PathLike[str]', np.ndarray, Any]  # a file, (H, W, 3) uint8 RGB, or one of Pillow's
+PathLike = Union[str, 'os.PathLike[str]']
+Image = Union[PathLike, np.ndarray, Any]  # a file, (H, W, 3) uint8 RGB, or one of Pillow's
 
 
 class ExportError(Exception):
@@ -32,13 +34,12 @@ class Segmentation(NamedTuple):
     classes: List[str]
 
 
-def load(path: Union[str, 'os.PathLike[str]'], runtime: str = 'onnxruntime', threads: int = 0) -> 'Predictor':
+def load(path: PathLike, runtime: str = 'onnxruntime', threads: int = 0) -> 'Predictor':
     """The predictor of a file that tools/export_onnx.py has written.
 
     Args:
-        path (str | PathLike): The .onnx file.
         runtime (str): 'onnxruntime' or 'openvino'.
-        threads (int): How many the runtime may use; 0 leaves it to the runtime.
+        threads (int): How many it may use; 0 leaves that to it.
 
     Raises:
         ExportError: It is not there or not ours, or a package is missing.
@@ -47,13 +48,9 @@ def load(path: Union[str, 'os.PathLike[str]'], runtime: str = 'onnxruntime', thr
 
 
 class Predictor:
-    """Finds in images of any size what an exported file finds in images of its own.
+    """Finds in images of any size what an exported file finds in its own; `info` is what the file says of itself."""
 
-    Attributes:
-        info (dict): What the file says of itself: task, classes, mean, std, size, resize and others.
-    """
-
-    def __init__(self, path: Union[str, 'os.PathLike[str]'], runtime: str, threads: int) -> None:
+    def __init__(self, path: PathLike, runtime: str, threads: int) -> None:
         self.path = os.fspath(path)
         if runtime not in RUNTIMES:
             raise ExportError(f'the runtime is one of {", ".join(RUNTIMES)}, not {runtime!r}')
@@ -77,8 +74,7 @@ class Predictor:
 
         Args:
             image: A file, an array (H, W, 3), uint8, RGB, or an image of Pillow.
-            score_threshold (float): Leave out what a detector is less sure of. What is below the threshold
-                that the file was made with is left out in any case.
+            score_threshold (float): Leave out what a detector is less sure of; the file has one of its own.
 
         Raises:
             ExportError: It is no image.
@@ -212,13 +208,11 @@ def start_openvino(path: str, threads: int) -> Tuple[Any, Dict[str, str]]:
 
 
 def read_metadata(metadata: Dict[str, str]) -> dict:
-    """The metadata of a file, whose values are JSON."""
-    out = {}
+    """The metadata of a file: JSON, or a word."""
+    out: dict = dict(metadata)
     for key, value in metadata.items():
-        try:
+        with contextlib.suppress(ValueError):
             out[key] = json.loads(value)
-        except ValueError:
-            out[key] = value
     return out
 
 

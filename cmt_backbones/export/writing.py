@@ -19,6 +19,9 @@ OPSET = 18
 LARGEST = 1_900_000_000  # bytes of weights in one file; beyond 2 GB protobuf refuses
 LEAST = 64  # of a side, where sizes are dynamic: torch.export takes a 1 of any dimension for a constant
 STRIDE = 32
+# Where sizes are dynamic: on each level of a pyramid, to stride 128, rows and columns are different numbers beyond 1.
+# What happened to be equal would be taken for the same.
+TRACED = 10 * STRIDE, 14 * STRIDE
 
 
 def trace(module: nn.Module, shape: Sequence[int], dynamic: bool = False, dynamic_batch: bool = False,
@@ -27,7 +30,7 @@ def trace(module: nn.Module, shape: Sequence[int], dynamic: bool = False, dynami
 
     Args:
         module (nn.Module): Takes images, and where `with_size` is set what part of them is no padding.
-        shape (Sequence[int]): N, height and width of the images that it is traced with.
+        shape (Sequence[int]): N, height and width of the images.
         dynamic (bool): Whether it takes other sizes too, multiples of 32 from 64 on.
         dynamic_batch (bool): Whether it takes other numbers of images too.
     """
@@ -35,6 +38,7 @@ def trace(module: nn.Module, shape: Sequence[int], dynamic: bool = False, dynami
     dims = {}
     if dynamic:
         replace_pooling(module)
+        height, width = TRACED
         dims.update({2: STRIDE * torch.export.Dim('rows', min=2), 3: STRIDE * torch.export.Dim('columns', min=2)})
     if dynamic_batch:
         dims[0], batch = torch.export.Dim('batch', min=1), max(batch, 2)

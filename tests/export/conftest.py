@@ -1,4 +1,6 @@
 """Small detectors, exported once for all tests that run them."""
+import contextlib
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +11,6 @@ import pytest
 import small_detectors
 import tool
 from cmt_backbones.data import shapes as drawn_scenes
-
-export_onnx = tool.load('export_onnx')
 
 
 class Exported(NamedTuple):
@@ -24,9 +24,9 @@ def exported(tmp_path_factory, structure: str, backbone: str, *flags: str) -> Ex
     folder = tmp_path_factory.mktemp(structure)
     config, weights = small_detectors.detector(folder, structure, backbone)
     file = folder / f'{structure}.onnx'
-    said: list[str] = []
-    export_onnx.main([config, weights, '--out', str(file), *flags], say=said.append)
-    return Exported(config, weights, file, '\n'.join(said))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        tool.run('export_onnx', config, weights, '--out', file, *flags)
+    return Exported(config, weights, file, said.getvalue())
 
 
 @pytest.fixture(scope='session')

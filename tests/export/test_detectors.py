@@ -19,8 +19,6 @@ from cmt_backbones.data import shapes as drawn_scenes
 from cmt_backbones.export import ExportError, detectors, files, load, operators, verify, writing
 from cmt_backbones.openmmlab.inference import build_model, predict, read_config
 
-export_onnx = tool.load('export_onnx')
-
 
 def check_photo(exported, photo):
     """A file finds in a photo of another size what mmdet's own pipeline finds."""
@@ -201,7 +199,7 @@ def test_weights_beyond_what_one_file_holds_lie_beside_it(tmp_path, monkeypatch)
     config, weights = small_detectors.detector(tmp_path, 'retinanet', 'ConvNeXt')
     monkeypatch.setattr(writing, 'LARGEST', 10_000)
     out = tmp_path / 'out' / 'big.onnx'
-    export_onnx.main([config, weights, '--out', str(out), '--shape', '64', '96', '--max-det', '7'])
+    tool.run('export_onnx', config, weights, '--out', str(out), '--shape', '64', '96', '--max-det', '7')
     assert {path.name for path in out.parent.iterdir()} == {'big.onnx', 'big.onnx.data'}
     assert out.stat().st_size < out.with_name('big.onnx.data').stat().st_size
     assert load(out).run(np.zeros((1, 3, 64, 96), np.float32))[0].shape == (1, 7, 4)
@@ -212,7 +210,7 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
 
     def refusal(*arguments):
         with pytest.raises(SystemExit) as error:
-            export_onnx.main([*map(str, arguments), '--out', str(tmp_path / 'x.onnx')])
+            tool.run('export_onnx', *arguments, '--out', tmp_path / 'x.onnx')
         assert not (tmp_path / 'x.onnx').exists()
         return f'{error.value} {capsys.readouterr().err}'
 

@@ -10,9 +10,7 @@ import tool
 from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.data import shapes as drawn_scenes
 from cmt_backbones.export import ExportError, load, segmentors, verify
-from cmt_backbones.openmmlab.inference import predict
-
-export_onnx = tool.load('export_onnx')
+from cmt_backbones.openmmlab.inference import build_model, predict, read_config
 
 
 def settle(model):
@@ -29,7 +27,7 @@ def checkpoint(request, tmp_path):
     """A config and a checkpoint of a small segmentor."""
     path = small_models.segmentor(tmp_path, request.param)
     torch.manual_seed(0)
-    model = settle(export_onnx.build_model(export_onnx.read_config(path)))
+    model = settle(build_model(read_config(path)))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
     return path, str(tmp_path / 'weights.pth'), model
 
@@ -50,7 +48,7 @@ def check(found, wanted):
 def test_a_backbone_of_any_size(checkpoint, tmp_path, capsys):
     config, weights, model = checkpoint
     out = str(tmp_path / 'backbone.onnx')
-    export_onnx.main([config, weights, '--out', out, '--backbone-only', '--dynamic', '--shape', '96', '160'])
+    tool.run('export_onnx', config, weights, '--out', out, '--backbone-only', '--dynamic', '--shape', '96', '160')
     assert f'{out} at 128x256: differs' in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob('*.onnx*')] == ['backbone.onnx']  # weights included
     for height, width in [(64, 64), (96, 160), (224, 128)]:
@@ -63,7 +61,7 @@ def test_a_backbone_of_any_size(checkpoint, tmp_path, capsys):
 def test_a_segmentor_of_any_size(checkpoint, tmp_path):
     config, weights, model = checkpoint
     out = str(tmp_path / 'segmentor.onnx')
-    export_onnx.main([config, weights, '--out', out, '--dynamic', '--logits', '--shape', '64', '96'])
+    tool.run('export_onnx', config, weights, '--out', out, '--dynamic', '--logits', '--shape', '64', '96')
     for height, width in [(64, 96), (64, 64), (160, 128)]:  # the second is the native size
         image = torch.randn(1, 3, height, width)
         meta = [dict(img_shape=(height, width))]
@@ -78,7 +76,7 @@ def test_one_size_as_it_was_trained(checkpoint, tmp_path, capsys):
     """Classes at a size that 32 does not divide, without folding."""
     config, weights, model = checkpoint
     out = str(tmp_path / 'segmentor.onnx')
-    export_onnx.main([config, weights, '--out', out, '--no-deploy', '--shape', '70', '45'])
+    tool.run('export_onnx', config, weights, '--out', out, '--no-deploy', '--shape', '70', '45')
     assert 'classes are those of the model' in capsys.readouterr().out
     image = torch.randn(1, 3, 70, 45)
     logits = model.encode_decode(image, [dict(img_shape=(70, 45))])
@@ -100,14 +98,14 @@ def test_windows_over_a_larger_photo(checkpoint, tmp_path):
     config, weights, _ = checkpoint
     options = ['model.test_cfg.mode=slide', 'model.test_cfg.crop_size=(64,64)', 'model.test_cfg.stride=(40,40)']
     out = str(tmp_path / 'windows.onnx')
-    export_onnx.main([config, weights, '--out', out, '--logits', '--cfg-options', *options])
+    tool.run('export_onnx', config, weights, '--out', out, '--logits', '--cfg-options', *options)
     predictor = load(out)
     assert predictor.info['windows'] == dict(size=[64, 64], stride=[40, 40])
     predictor.info['resize'] = dict(scale=[160, 100], keep_ratio=True)
-    cfg = export_onnx.read_config(config)
+    cfg = read_config(config)
     cfg.merge_from_dict(dict(model=dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(40, 40)))))
     cfg.test_dataloader.dataset.pipeline[1].scale = (160, 100)
-    model = export_onnx.build_model(cfg, weights)
+    model = build_model(cfg, weights)
     photo = drawn_scenes.scene(np.random.default_rng(0), 150, 200)[0]
     wanted = predict(model, photo).pred_sem_seg.data[0].numpy()
     found = predictor(np.ascontiguousarray(photo[..., ::-1])).labels
@@ -122,7 +120,7 @@ def test_windows_over_a_larger_photo(checkpoint, tmp_path):
 def test_the_program_of_torch_export(checkpoint, tmp_path):
     config, weights, model = checkpoint
     out = str(tmp_path / 'backbone.pt2')
-    export_onnx.main([config, weights, '--out', out, '--backbone-only', '--dynamic', '--shape', '96', '160'])
+    tool.run('export_onnx', config, weights, '--out', out, '--backbone-only', '--dynamic', '--shape', '96', '160')
     program = torch.export.load(out).module()
     for height, width in [(64, 64), (96, 160), (64, 256)]:
         image = torch.randn(1, 3, height, width)
@@ -153,7 +151,7 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
 
     def refusal(*arguments):
         with pytest.raises(SystemExit) as error:
-            export_onnx.main([*map(str, arguments)])
+            tool.run('export_onnx', *arguments)
         return f'{error.value} {capsys.readouterr().err}'
 
     out = ['--out', tmp_path / 'x.onnx']

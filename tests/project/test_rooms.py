@@ -21,7 +21,7 @@ MAY_IMPORT = {
     'training': {'data', 'openmmlab', 'models', 'weights', 'registration'},  # classifiers are trained on data
     'analysis': {'openmmlab', 'models', 'weights'},
     'visualization': {'openmmlab', 'models', 'weights'},
-    'export': {'openmmlab', 'models', 'weights'},
+    'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a file says the version that wrote it
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
     '__main__': {'__init__'},
 }
@@ -34,7 +34,8 @@ OTHERS = {
     'training': {'timm', 'tqdm'},
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
-    'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'torchvision', 'cv2', 'tqdm'},
+    'export': {'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision', 'cv2', 'PIL',
+               'tqdm'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
