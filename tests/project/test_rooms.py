@@ -34,8 +34,8 @@ OTHERS = {
     'training': {'timm', 'tqdm'},
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
-    'export': {'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision', 'cv2', 'PIL',
-               'tqdm'},
+    'export': {'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision', 'cv2',
+               'PIL', 'tqdm'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
