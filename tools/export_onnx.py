@@ -51,8 +51,6 @@ def main(argv: list[str] | None = None) -> None:
             args.shape and tuple(args.shape), args.dynamic, args.dynamic_batch, args.backbone_only,
             not args.no_nms, args.max_det, args.logits, args.normalise == 'inside', args.fp16, args.openvino,
             [predictor.read_image(path) for path in args.images])
-        if args.shape:
-            files.check_shape(options.shape, options, '')
         model = build_model(read_config(args.config, args.cfg_options), args.checkpoint)
         if not args.no_deploy:
             switch_to_deploy(model)

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from cmt_backbones.export import ExportError, evaluation, load
 from cmt_backbones.export.predictor import RUNTIMES
-from cmt_backbones.openmmlab.inference import ModelError, build_model, read_config
+from cmt_backbones.openmmlab.inference import ModelError, read_config
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,11 +34,10 @@ def main(argv: list[str] | None = None) -> None:
         found = {args.file: evaluation.evaluate(load(args.file, args.runtime), cfg, args.limit)}
         print(f'{time.time() - start:.0f} s')
         if args.checkpoint:
-            model = build_model(cfg, args.checkpoint)
             cfg.work_dir, cfg.load_from = args.work_dir, args.checkpoint
             if args.limit:
                 cfg.test_dataloader.dataset.indices = args.limit
-            found[args.checkpoint] = Runner.from_cfg(dict(cfg, model=model)).test()
+            found[args.checkpoint] = Runner.from_cfg(cfg).test()
     except (ModelError, ExportError, OSError) as error:
         sys.exit(f'test_exported: {error}')
     for name, metrics in found.items():

@@ -201,7 +201,7 @@ def start_openvino(path: str, threads: int) -> Tuple[Any, Dict[str, str]]:
     model = openvino.Core().read_model(path)
     metadata = {}
     if model.has_rt_info(['framework']):
-        metadata = {key: value.astype(str) for key, value in model.get_rt_info(['framework']).value.items()}
+        metadata = {key: str(value) for key, value in model.get_rt_info(['framework']).value.items()}
     config = dict(INFERENCE_PRECISION_HINT='f32', **(dict(INFERENCE_NUM_THREADS=threads) if threads else {}))
     compiled = openvino.Core().compile_model(model, 'CPU', config)
     return lambda images: [np.array(out) for out in compiled(images).values()], metadata

@@ -108,7 +108,7 @@ def put_in_front(written: 'torch.onnx.ONNXProgram', size: Sequence[int], dynamic
         pads = apply('Concat', constant('front_none', np.zeros(6, np.int64)), apply('Sub', padded, part), axis=0)
         x = apply('Pad', x, pads)
     else:
-        part = constant('front_size', np.array(size))
+        part = constant('front_size', np.array(size)) if rest else None
         missing = [-side % divisor for side in size]
         if any(missing):
             x = apply('Pad', x, constant('front_pads', np.array([0] * 6 + missing)))

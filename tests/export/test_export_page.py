@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 import tool
+from cmt_backbones.data import shapes as drawn_scenes
 from cmt_backbones.export import load
 
 PAGE = (tool.ROOT / 'docs' / 'export.md').read_text()
@@ -46,14 +49,16 @@ def packages(tmp_path_factory):
     return folder
 
 
-def test_the_example_in_javascript(mask_rcnn, photo, packages):
-    (packages / 'detect.mjs').write_text(example('js'))
-    done = subprocess.run(['node', 'detect.mjs', str(mask_rcnn.file), str(photo)], cwd=packages, text=True,
+def test_the_example_in_javascript(mask_rcnn, packages):
+    # As large as the file's images, so that nothing is resized: the same pixels, and another build of onnxruntime.
+    cv2.imwrite(str(packages / 'photo.png'), drawn_scenes.scene(np.random.default_rng(7), 96, 128)[0])
+    (packages / 'detect.mjs').write_text(example('js').replace('>= 0.5', '>= 0.05'))
+    done = subprocess.run(['node', 'detect.mjs', str(mask_rcnn.file), 'photo.png'], cwd=packages, text=True,
                           capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = load(mask_rcnn.file)(str(photo))
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == sum(found.scores >= .5) > 0
-    for row, label, score, box in zip(rows, found.labels, found.scores, found.boxes):
-        assert int(row[0]) == label and abs(float(row[1]) - score) < .02
-        assert max(abs(float(side) - other) for side, other in zip(row[2:], box)) < 1.5
+    found = load(mask_rcnn.file)(packages / 'photo.png')
+    rows = [[float(part) for part in line.split()] for line in done.stdout.splitlines()]
+    assert len(rows) == len(found.scores) > 3
+    for label, score, *box in rows:
+        near = np.flatnonzero((found.labels == label) & (np.abs(found.scores - score) < .002))
+        assert np.abs(found.boxes[near] - box).max(1).min() < .06  # printed to a tenth
