@@ -31,7 +31,7 @@ def settle(model: nn.Module) -> nn.Module:
             nn.init.uniform_(module.running_var, .5, 2)
     for name, module in model.named_modules():
         if name.endswith(('retina_cls', 'rpn_cls', 'fc_cls')):
-            nn.init.normal_(module.weight, std=.1)
+            nn.init.normal_(module.weight, std=.02 if name.endswith('retina_cls') else .1)
         if name.endswith(('retina_reg', 'rpn_reg')):
             nn.init.normal_(module.weight, std=.02)
     return model.eval()
