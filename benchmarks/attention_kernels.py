@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from cmt_backbones.models.attention import AttentionByQueries, attention_on_wider_heads
+from cmt_backbones.models.attention import Flash, NarrowValues, Queries, WiderHeads
 from cmt_backbones.models.cmt import ARCHS, NUM_HEADS, REDUCTIONS, STRIDES
 from cmt_backbones.models.relative_bias import RelativeBias
 
 
 def ways(bias, q, k, v, train):
     """Callables by name, all of which compute the same (N, heads, n, d)."""
-    factors = bias.factors
+    factors, d = bias.factors, q.shape[3]
     with torch.no_grad():
         mask = (factors.query @ factors.key.T)[None].to(q.dtype)
     kernels = ({'flash': SDPBackend.FLASH_ATTENTION, 'efficient': SDPBackend.EFFICIENT_ATTENTION,
@@ -35,16 +35,20 @@ def ways(bias, q, k, v, train):
     def masked():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    def wider():
-        return attention_on_wider_heads(q, k, v, factors)
+    def of(kind):
+        prepared = kind.of(factors, d, q.dtype)  # once a stage
+        return lambda: prepared.attend(q, k, v)
 
     out = {}
     for name, kernel in kernels.items():
         out[f'mask, {name}'] = by(kernel, masked)
-        out[f'wider heads, {name}'] = by(kernel, wider)
+        out[f'wider heads, {name}'] = by(kernel, of(WiderHeads))
+        if q.is_cuda:
+            out[f'wider heads, narrow v, {name}'] = by(kernel, of(NarrowValues))
     out['making the mask'] = lambda: (factors.query @ factors.key.T)[None].to(q.dtype)
+    out['wider heads, little kept'] = of(Flash)
     if not q.is_cuda:
-        out['by queries'] = lambda: AttentionByQueries.apply(q, k, v, *factors)
+        out['by queries'] = of(Queries)
     return out
 
 

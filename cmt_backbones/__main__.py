@@ -1,10 +1,14 @@
-"""What a bug report should say about an installation: `python -m cmt_backbones`."""
+"""What a bug report should say about an installation: `python -m cmt_backbones`.
+
+With a file, `python -m cmt_backbones FILE`: what weights it holds, and which networks and configs it fits.
+"""
 import importlib
 import importlib.util
 import platform
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from importlib import metadata
-from typing import Mapping
+from typing import Dict, List, Mapping, Sequence
 
 import torch
 
@@ -14,7 +18,7 @@ from . import __version__
 MODULES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'cv2', 'numpy', 'setuptools')
 
 
-def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
+def module_line(module: str, distributions: Mapping[str, List[str]]) -> str:
     """The version of a module, the distribution that it comes from, and why it does not import.
 
     Args:
@@ -28,6 +32,18 @@ def module_line(module: str, distributions: Mapping[str, list[str]]) -> str:
     return line + import_error(module)
 
 
+def distributions_by_module() -> Mapping[str, List[str]]:
+    """The names of the distributions that provide a module, as Python itself tells from 3.10 on."""
+    if hasattr(metadata, 'packages_distributions'):
+        return metadata.packages_distributions()
+    found: Dict[str, List[str]] = defaultdict(list)
+    for distribution in metadata.distributions():
+        told = (distribution.read_text('top_level.txt') or '').split()
+        for module in told or {file.parts[0] for file in distribution.files or []}:
+            found[module].append(distribution.metadata['Name'])
+    return found
+
+
 def import_error(module: str) -> str:
     try:
         importlib.import_module(module)
@@ -38,14 +54,16 @@ def import_error(module: str) -> str:
 
 
 def mmcv_operators() -> str:
-    """Whether the compiled operators of mmcv load, and for which CUDA they were compiled."""
+    """Whose operators mmcv has, and for which CUDA they were compiled."""
     if importlib.util.find_spec('mmcv') is None:
         return 'not installed'
+    from .openmmlab import operators
+    operators.provide()
     error = import_error('mmcv.ops')
     if error:
-        return 'not compiled, or for another torch' + error
+        return 'of another torch, or torchvision is missing' + error
     from mmcv.ops import get_compiler_version, get_compiling_cuda_version
-    return f'compiled with {get_compiler_version()}, CUDA {get_compiling_cuda_version()}'
+    return f'compiler {get_compiler_version()}; CUDA {get_compiling_cuda_version()}'
 
 
 def gpus() -> str:
@@ -57,7 +75,7 @@ def gpus() -> str:
 
 def report() -> str:
     """One line for each part."""
-    distributions = metadata.packages_distributions()
+    distributions = distributions_by_module()
     lines = {
         'cmt_backbones': __version__,
         'Python': f'{platform.python_version()} on {platform.platform()}',
@@ -72,5 +90,17 @@ def report() -> str:
     return '\n'.join(f'{name:14} {line}' for name, line in lines.items())
 
 
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1 or argv and argv[0].startswith('-'):
+        sys.exit('usage: python -m cmt_backbones [FILE], a file, URL or name on a hub of weights')
+    if not argv:
+        return print(report())
+    from .models.recognition import describe
+    try:
+        print(describe(argv[0]))
+    except ValueError as error:
+        sys.exit(f'{argv[0]}: {error}')
+
+
 if __name__ == '__main__':
-    print(report())
+    main(sys.argv[1:])

@@ -46,7 +46,7 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     env = environment(conditions)
-    command = ' '.join(map(shlex.quote, ['python', 'tools/benchmark.py', *(argv or sys.argv[1:])]))
+    command = shlex.join(['python', 'tools/benchmark.py', *(argv or sys.argv[1:])])
     if 'huge_pages' in env:
         command = f'{HUGE_PAGES}=1 {command}'
     print(table(cases, gflops, env, command))

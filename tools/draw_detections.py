@@ -8,8 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
+from cmt_backbones.openmmlab import config_from_file
 from cmt_backbones.visualization.detections import draw_all, read_predictions, test_data
 from cmt_backbones.visualization.panels import DrawingError
 
@@ -31,7 +32,7 @@ def main(argv=None):
     for path in (args.config, args.predictions):
         if not path.is_file():
             sys.exit(f'draw_detections: there is no file {path}')
-    config = Config.fromfile(args.config)
+    config = config_from_file(args.config)
     config.merge_from_dict(args.cfg_options or {})
     try:
         predictions = read_predictions(args.predictions)[:args.images]

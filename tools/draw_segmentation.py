@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
+from cmt_backbones.openmmlab import config_from_file
 from cmt_backbones.visualization.panels import DrawingError
 from cmt_backbones.visualization.segmentation import draw_all, test_data
 
@@ -30,7 +31,7 @@ def main(argv=None):
         sys.exit(f'draw_segmentation: there is no file {args.config}')
     if not args.predictions.is_dir():
         sys.exit(f'draw_segmentation: there is no folder {args.predictions}')
-    config = Config.fromfile(args.config)
+    config = config_from_file(args.config)
     config.merge_from_dict(args.cfg_options or {})
     try:
         count = draw_all(test_data(config), args.predictions, args.images, args.out)

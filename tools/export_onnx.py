@@ -16,7 +16,7 @@ from cmt_backbones.models.backbone import switch_to_deploy
 from cmt_backbones.openmmlab.inference import ModelError, build_model, read_config
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('config')

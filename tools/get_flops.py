@@ -5,10 +5,8 @@ What is counted is told in cmt_backbones/analysis/flops.py.
 import argparse
 import json
 
-from mmengine.config import Config
-
-from cmt_backbones import openmmlab  # noqa: F401  (finds `mmseg::` bases under any distribution name)
 from cmt_backbones.analysis.flops import count, model_without_memory
+from cmt_backbones.openmmlab import config_from_file
 
 
 def main(argv=None):
@@ -23,7 +21,7 @@ def main(argv=None):
         parser.error(f'--shape takes a height and a width of at least 32, not {args.shape}')
     shape = tuple(args.shape * 2)[:2]
 
-    model = model_without_memory(Config.fromfile(args.config))
+    model = model_without_memory(config_from_file(args.config))
     result = count(model.backbone if args.backbone else model, shape)
     if args.json:
         print(json.dumps(dict(config=args.config, height=shape[0], width=shape[1], **result)))

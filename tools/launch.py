@@ -1,4 +1,4 @@
-"""torchrun, with exit code 143 where SIGTERM ended the run; torchrun itself would exit with 1.
+"""torchrun, with exit code 143 where SIGTERM ended the run, 130 where Ctrl-C did; torchrun would exit with 1.
 
 Signalled itself, it hands the signal on and gives the processes 30 seconds to save a checkpoint.
 """
@@ -16,6 +16,6 @@ if __name__ == '__main__':
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        if failure.exitcode == 128 + signal.SIGTERM:  # the processes were signalled
+        if failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # the processes were signalled
             sys.exit(failure.exitcode)
         raise

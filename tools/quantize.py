@@ -13,7 +13,7 @@ from cmt_backbones.export.quantization import quantise
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('file', type=Path, help='.onnx, of tools/export_onnx.py, with float32 weights')
     parser.add_argument('--images', type=Path, required=True, metavar='FOLDER', help='photos like those it will see')

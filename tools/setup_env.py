@@ -1,15 +1,16 @@
-"""Makes the virtual environment of this project: `python3 tools/setup_env.py [--stack onedl]`.
+"""Makes the virtual environment of this project: `python3 tools/setup_env.py [--stack onedl] [--operators compiled]`.
 
 Installs the versions of requirements.txt and requirements/STACK.txt into .venv (.venv-onedl
-for the onedl stack), builds mmcv where no wheel of it fits, and installs this package in
-editable mode. A second call with nothing changed returns at once. Needs the standard library
-alone, since it runs before anything is installed, and syntax that old Pythons parse, since it
-tells them that they are too old.
+for the onedl stack) and this package in editable mode. No compiler is needed: mmcv's operators
+are torchvision's (cmt_backbones/openmmlab/operators). `--operators compiled` builds mmcv's own
+instead. A second call with nothing changed returns at once and keeps the operators that are
+there. Needs the standard library alone, since it runs before anything is installed, and syntax
+that old Pythons parse, since it tells them that they are too old.
 
-The mmcv wheel is kept outside the clone (CMT_BACKBONES_CACHE, by default
+A compiled mmcv is kept outside the clone (CMT_BACKBONES_CACHE, by default
 ~/.cache/cmt_backbones) in a folder named after everything that its binary depends on.
 pip's own cache knows a built wheel by mmcv's version alone and would hand out one whose
-ABI belongs to another torch, so it is never used here.
+ABI belongs to another torch, so it is never used for mmcv.
 """
 import argparse
 import fcntl
@@ -24,10 +25,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORTED = ((3, 10), (3, 12))
-# The distribution that provides the module mmcv, and the folder of the environment.
-STACKS = {'openmmlab': ('mmcv', '.venv'), 'onedl': ('onedl-mmcv', '.venv-onedl')}
-DISK_GB = {'environment': 8, 'mmcv': 2}  # measured: 5.5 GB and 1 GB, with room to spare
+SUPPORTED = ((3, 10), (3, 13))
+# The distributions that provide the module mmcv without operators and with them, and the folder of the
+# environment. onedl-mmcv's sdist is built without where it sees no torch, as in pip's own isolated build.
+STACKS = {'openmmlab': ('mmcv-lite', 'mmcv', '.venv'), 'onedl': ('onedl-mmcv', 'onedl-mmcv', '.venv-onedl')}
+DISK_GB = {'environment': 8, 'mmcv': 2}  # measured: 5.6 GB and 1 GB, with room to spare
 
 
 class SetupError(Exception):
@@ -42,6 +44,12 @@ def check_python(version=None):
             'Python %d.%d is not supported: install Python %d.%d to %d.%d and call '
             '`make PYTHON=python%d.%d`.' % (version + low + high + high))
 
+
+def check_compiled(stack, version=None):
+    version = tuple(version or sys.version_info)[:2]
+    if stack == 'openmmlab' and version > (3, 12):
+        raise SetupError('mmcv 2.1.0 does not build on Python %d.%d (its setup.py reads its version by way of '
+                         'locals()): leave out OPERATORS=compiled, or call `make PYTHON=python3.12`.' % version)
 
 def check_disk(path, need_gb, usage=shutil.disk_usage):
     while not path.exists():
@@ -90,11 +98,15 @@ def requirements_of(stack):
     return [ROOT / 'requirements.txt', ROOT / 'requirements' / (stack + '.txt')]
 
 
+def all_of(requirements):
+    """The lines of some requirements files."""
+    lines = '\n'.join(file.read_text() for file in requirements).splitlines()
+    return [line for line in (line.split('#')[0].strip() for line in lines) if line]
+
+
 def pinned(requirements, *names):
     """The lines of some requirements files for these distributions, in this order."""
-    text = '\n'.join(file.read_text() for file in requirements)
-    lines = [line.split('#')[0].strip() for line in text.splitlines()]
-    by_name = {re.split('[<>=]', line)[0]: line for line in lines if line}
+    by_name = {re.split('[<>=]', line)[0]: line for line in all_of(requirements)}
     return [by_name[name] for name in names]
 
 
@@ -118,14 +130,18 @@ def mmcv_wheel(python, requirement, cache):
         cache (Path): Folder in which wheels are kept.
 
     Returns:
-        Path: The wheel.
+        tuple[Path, str]: The wheel, and in words which operators it has.
     """
-    # CUDA operators only where they can be compiled and used.
-    probe = ('import sys, torch; from torch.utils.cpp_extension import CUDA_HOME; '
-             'cuda = "cu" + torch.version.cuda if CUDA_HOME and torch.cuda.is_available() else "cpu"; '
-             'print("torch%s-cp%d%d-%s" % (torch.__version__, *sys.version_info[:2], cuda))')
-    built_for = subprocess.run([str(python), '-c', probe], check=True, text=True,
-                               stdout=subprocess.PIPE).stdout.strip()
+    # CUDA operators only where they can be compiled, and used or asked for (a login node of a cluster).
+    probe = ('import os, sys, torch; from torch.utils.cpp_extension import CUDA_HOME; '
+             'gpu = torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1"; '
+             'cuda = "cu" + torch.version.cuda if torch.version.cuda and CUDA_HOME and gpu else "cpu"; '
+             'why = "no GPU is there" if not gpu else "no CUDA toolkit was found; set CUDA_HOME"; '
+             'print("torch%s-cp%d%d-%s" % (torch.__version__, *sys.version_info[:2], cuda), why, sep="\\n")')
+    built_for, why = subprocess.run([str(python), '-c', probe], check=True, text=True,
+                                    stdout=subprocess.PIPE).stdout.strip().splitlines()
+    operators = "mmcv's own, compiled for CPUs alone (%s)" % why if built_for.endswith('cpu') else \
+        "mmcv's own, compiled for CPUs and CUDA %s" % built_for.rsplit('-cu')[-1]
     folder = cache / ('%s-%s' % (requirement.replace('==', '-'), built_for))
     folder.mkdir(parents=True, exist_ok=True)
     with open(str(folder / '.lock'), 'w') as lock:  # two clones may be set up at the same time
@@ -150,7 +166,7 @@ def mmcv_wheel(python, requirement, cache):
                 os.replace(str(wheel), str(folder / wheel.name))  # complete or absent
             shutil.rmtree(str(scratch))
             wheels = list(folder.glob('*.whl'))
-        return wheels[0]
+        return wheels[0], operators
 
 
 def compiled(log):
@@ -159,24 +175,61 @@ def compiled(log):
     return '%s files compiled' % steps[-1] if steps else 'preparing'
 
 
-def set_up(stack, venv, cache):
-    mmcv_name = STACKS[stack][0]
+def fetched(log):
+    """How far an installation is, read off pip's `Downloading torch-2.11.0-cp311.whl (530.7 MB)`."""
+    found = re.findall(r'(Downloading|Using cached) (\S+?)-\d\S*(?<!metadata) \(([\d.]+) ([kMG])B\)', log)
+    if 'Installing collected packages' in log or not found:
+        return 'unpacking' if found else 'looking up versions'
+    sizes = [float(size) / dict(k=1e3, M=1, G=1e-3)[unit] for how, _, size, unit in found if how == 'Downloading']
+    name, size, unit = found[-1][1:]
+    return '%d packages, %d MB fetched; last %s (%s %sB)' % (len(found), sum(sizes), name.split('/')[-1], size, unit)
+
+
+def set_up(stack, operators, venv, cache):
+    """Makes the environment, or leaves it alone where nothing changed.
+
+    Args:
+        stack (str): One of STACKS.
+        operators (str | None): ``torchvision`` or ``compiled``; None keeps what is there, or torchvision.
+        venv (Path): The environment.
+        cache (Path): Folder for compiled wheels.
+    """
+    without, with_operators, _ = STACKS[stack]
     requirements = requirements_of(stack)
     files = requirements + [ROOT / 'setup.py', Path(__file__)]
     fingerprint = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()
     stamp = venv / 'set_up_from'
-    if stamp.exists() and stamp.read_text() == fingerprint:
+    before = stamp.read_text().split() if stamp.exists() else []
+    operators = operators or (before[1] if before[1:] else 'torchvision')
+    if before == [fingerprint, operators]:
         return
-    check_disk(venv, DISK_GB['environment'] if not stamp.exists() else 1)
-    print('==> installing the %s stack into %s (5 GB, a few minutes)' % (stack, venv), flush=True)
+    mmcv, = pinned(requirements, without)
+    if operators == 'compiled':
+        check_compiled(stack)
+    check_disk(venv, DISK_GB['environment'] if not before else 1)
+    print('==> installing the %s stack into %s\n'
+          "    5.6 GB on disk: PyTorch 1.2, its CUDA libraries 2.7 (the registry's PyTorch does not import without,\n"
+          '    GPU or not), Triton 0.6, the rest 1.1. What pip has in its cache is not fetched again.'
+          % (stack, venv), flush=True)
     python = make_venv(venv)
-    pip = [python, '-m', 'pip', 'install', '--disable-pip-version-check', '--quiet']
-    mmcv, = pinned(requirements, mmcv_name)
-    run(pip + pinned(requirements, 'setuptools', 'wheel', 'ninja', 'packaging', 'torch', 'numpy'))
-    run(pip + ['--no-deps', mmcv_wheel(python, mmcv, cache)])
-    run(pip + ['--requirement=%s' % file for file in requirements])
-    run(pip + ['--no-deps', '--no-build-isolation', '--editable', ROOT])
-    stamp.write_text(fingerprint)
+    stamp.unlink(missing_ok=True)
+    log = venv / 'set_up.log'
+
+    def pip(command, *arguments):
+        run([python, '-m', 'pip', command, '--disable-pip-version-check', *arguments], log=log, progress=fetched)
+
+    pip('uninstall', '--yes', 'mmcv', 'mmcv-lite', 'onedl-mmcv')  # which own the same files
+    said = "torchvision's"
+    if operators == 'torchvision':
+        pip('install', '--no-cache-dir', '--no-deps', mmcv)
+    # Python compiles what it imports; pip would all of it, half a minute.
+    pip('install', '--no-compile', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
+    if operators == 'compiled':
+        wheel, said = mmcv_wheel(python, mmcv.replace(without, with_operators), cache)
+        pip('install', '--no-deps', '--force-reinstall', wheel)
+    pip('install', '--no-deps', '--no-build-isolation', '--editable', ROOT)
+    stamp.write_text('%s %s' % (fingerprint, operators))
+    print("==> mmcv's operators: %s" % said)
     print('==> ready: %s' % python, flush=True)
 
 
@@ -184,13 +237,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab',
                         help="OpenMMLab's packages or the onedl forks of them (default: %(default)s)")
+    parser.add_argument('--operators', choices=['torchvision', 'compiled'],
+                        help="torchvision's, without a compiler, or mmcv's own, built here (default: those that "
+                             "the environment has, torchvision's in a new one)")
     parser.add_argument('--venv', type=Path, help='default: .venv, or .venv-onedl')
     args = parser.parse_args()
-    venv = args.venv or ROOT / STACKS[args.stack][1]
+    venv = args.venv or ROOT / STACKS[args.stack][2]
     cache = Path(os.environ.get('CMT_BACKBONES_CACHE') or Path.home() / '.cache' / 'cmt_backbones')
     try:
         check_python()
-        set_up(args.stack, venv.absolute(), cache)
+        set_up(args.stack, args.operators, venv.absolute(), cache)
     except SetupError as error:
         sys.exit('set-up: %s' % error)
 

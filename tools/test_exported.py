@@ -16,7 +16,7 @@ from cmt_backbones.export.predictor import RUNTIMES
 from cmt_backbones.openmmlab.inference import ModelError, read_config
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('file', help='.onnx, of tools/export_onnx.py')
     parser.add_argument('config', help='the one that it was exported by: its test set and metric are used')

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Callable, List, Tuple
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from ..models import cmt, convnext
 from ..models.backbone import switch_to_deploy
+from ..openmmlab.configs import config_from_file
 from .plain_cmt import PlainCMT
 
 OURS = {
@@ -59,7 +59,7 @@ def build(spec: str) -> nn.Module:
         import timm
         model = timm.create_model(name[len('timm/'):], features_only=True)
     elif Path(name).is_file():
-        cfg = Config.fromfile(name)
+        cfg = config_from_file(name)
         init_default_scope(cfg.default_scope)
         model = MODELS.build(cfg.model)
     else:

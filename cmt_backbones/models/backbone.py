@@ -1,6 +1,6 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
 from contextlib import nullcontext
-from typing import Any, Callable, List, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..versions import is_compiling
 from ..weights import load_pretrained
 from .options import NUM_STAGES, check, check_out_indices, is_number, is_whole
+from .tracing import computes_plainly
 
 
 class Backbone(BaseModule):
@@ -100,9 +102,9 @@ class Backbone(BaseModule):
 
     def run_part(self, part: nn.Module, *inputs: Any) -> Tensor:
         """Calls a stem or a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
-        if not (self.with_cp and self.training):
+        if not (self.with_cp and self.training and part.training):  # frozen parts keep nothing
             return part(*inputs)
-        return recomputed(part, part, *inputs)
+        return recomputed(part, *inputs)
 
 
 def switch_to_deploy(model: nn.Module) -> bool:
@@ -113,20 +115,14 @@ def switch_to_deploy(model: nn.Module) -> bool:
     return bool(backbones)
 
 
-def recomputed(f: Callable[..., Tensor], module: nn.Module, *inputs: Any, random: bool = True) -> Tensor:
-    """``f(*inputs)``, computed again in the backward pass instead of keeping what it needs.
-
-    Args:
-        f (Callable): What to compute.
-        module (nn.Module): The module that it is part of.
-        random (bool): Whether random numbers are drawn.
-    """
-    if torch.compiler.is_compiling():  # counts a batch once by itself
-        return checkpoint(f, *inputs, use_reentrant=False)
-    if not torch.is_grad_enabled():
-        return f(*inputs)
-    return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=random,
-                      context_fn=lambda: (nullcontext(), RunningStatisticsKept(module)))
+def recomputed(part: nn.Module, *inputs: Any) -> Tensor:
+    """``part(*inputs)``, computed again in the backward pass instead of keeping what it needs."""
+    if is_compiling():  # counts a batch once by itself
+        return checkpoint(part, *inputs, use_reentrant=False)
+    if not torch.is_grad_enabled() or computes_plainly():
+        return part(*inputs)
+    return checkpoint(part, *inputs, use_reentrant=False,
+                      context_fn=lambda: (nullcontext(), RunningStatisticsKept(part)))
 
 
 class RunningStatisticsKept:
@@ -150,18 +146,20 @@ class RunningStatisticsKept:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole samples."""
+    """``shortcut + x`` with stochastic depth (arXiv 1603.09382): whole samples of x are dropped."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, shortcut: Tensor, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
-            return x
+            return shortcut + x
         keep = 1 - self.rate
-        mask = x.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        mask = x.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+        if shortcut.dtype != x.dtype:
+            return shortcut + x * mask
+        return torch.addcmul(shortcut, x, mask)  # a pass over x less
 
     def extra_repr(self) -> str:
         return f'{self.rate:.3f}'

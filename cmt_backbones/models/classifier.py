@@ -13,12 +13,13 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
-from ..weights import StateDict, convert, depths, fit, read_checkpoint
+from ..weights import StateDict, WeightsNotFound, convert, depths, fit, read_checkpoint, resize_table, tensors_of
 from . import folding
 from .cmt import ARCHS, CMT, STRIDES, init_module
 from .options import choose_arch
 
 HEAD_WIDTH = 1280
+POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
 
 
 class CMTClassifier(CMT):
@@ -29,9 +30,10 @@ class CMTClassifier(CMT):
         num_classes (int): Logits; 0 for none, the pooled features then.
         in_chans (int): Channels of the images.
         img_size (int, optional): Resolution whose grids the bias tables have, the arch's own if left
-            out. Tables of a checkpoint are resized to it as it loads; images of any size are
-            accepted either way.
-        global_pool (str): ``'avg'``, or ``''`` for no pooling, without classes only.
+            out. Tables of a checkpoint are resized to it as it loads, by any of timm's ways; images of any
+            size are accepted either way.
+        global_pool (str): ``'avg'``, ``'max'``, ``'avgmax'``, ``'catavgmax'``, or ``''`` for no pooling,
+            without classes only.
         drop_rate (float): Dropout before the last layer.
         drop_path_rate (float): Stochastic depth of the last block.
         kwargs: Others of :class:`~cmt_backbones.CMT`, such as ``bias_interpolation``.
@@ -51,12 +53,12 @@ class CMTClassifier(CMT):
             arch['pretrain_img_size'] = square_side(img_size)
         super().__init__(arch, drop_path_rate=drop_path_rate, in_channels=in_chans, **kwargs)
         self.num_features = self.embed_dims[-1]  # of forward_features
-        self.head_hidden_size = HEAD_WIDTH  # of what goes into the last layer
         self.feature_info = [dict(num_chs=dim, reduction=stride, module=f'stages.{i}')
                              for i, (dim, stride) in enumerate(zip(self.embed_dims, STRIDES))]
         self.head = Head(self.num_features, drop_rate)
         self.head.apply(init_module)
         self.reset_classifier(num_classes, global_pool)
+        self._register_load_state_dict_pre_hook(adapt_state, with_module=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W), H and W of at least 32, to logits (N, num_classes)."""
@@ -107,12 +109,15 @@ class CMTClassifier(CMT):
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """A new last layer, or with 0 classes none, and optionally another pooling."""
         pool = self.head.pool.pool_type if global_pool is None else global_pool
+        if pool not in POOLS:
+            raise ValueError(f'global_pool must be one of {POOLS}, not {pool!r}')
         if num_classes > 0 and not pool:
             raise ValueError("global_pool='' leaves a map, which the last layer cannot take: num_classes "
                              f'must be 0 then, not {num_classes}')
         self.num_classes = num_classes
         self.head.pool = SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool))
-        self.head.fc = nn.Linear(HEAD_WIDTH, num_classes) if num_classes > 0 else nn.Identity()
+        self.head_hidden_size = HEAD_WIDTH * self.head.pool.feat_mult()  # of what goes into the last layer
+        self.head.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
         self.head.fc.apply(init_module)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -132,7 +137,7 @@ class CMTClassifier(CMT):
         return set()
 
     def load_pretrained(self, checkpoint: str, new_head: bool = True) -> None:
-        """Fills the classifier from a file or URL, in any layout of :mod:`cmt_backbones.weights`.
+        """Fills the classifier from a file, URL or hub, in any layout of :mod:`cmt_backbones.weights`.
 
         Args:
             checkpoint (str): An official classifier, one of ours, or a detector's backbone.
@@ -142,22 +147,27 @@ class CMTClassifier(CMT):
         Raises:
             ValueError: If the file does not fill the classifier, which then is as it was.
         """
-        wanted = self.state_dict()
         try:
-            state, layout = convert(read_checkpoint(checkpoint))
-            if layout.family != 'CMT':
-                raise ValueError(f'it looks like {layout.name}')
-            anew = unfilled(state, wanted) if new_head else ()
-            filled = {k: v for k, v in wanted.items() if not k.startswith(tuple(anew))}
-            stem = 'stem.layers.0.weight'
-            if stem in state and state[stem].shape[1] == 3 != self.in_channels:
-                state[stem] = adapt_input_conv(self.in_channels, state[stem])
-            state, notes = fit(state, filled, layout)
+            self.fill(read_checkpoint(checkpoint), checkpoint, new_head)
         except ValueError as error:
-            raise ValueError(f'cannot load {checkpoint!r} into the classifier: {error}') from error
+            kind = WeightsNotFound if isinstance(error, OSError) else ValueError
+            raise kind(f'cannot load {checkpoint!r} into the classifier: {error}') from error
+
+    def fill(self, state: StateDict, source: str, new_head: bool = True) -> None:
+        """As :meth:`load_pretrained`, from weights in any layout; `source` is their name in the log."""
+        wanted = self.state_dict()
+        state, layout = convert(state)
+        if layout.family != 'CMT':
+            raise ValueError(f'it looks like {layout.name}')
+        anew = unfilled(state, wanted) if new_head else ()
+        filled = {k: v for k, v in wanted.items() if not k.startswith(tuple(anew))}
+        stem = 'stem.layers.0.weight'
+        if stem in state and state[stem].shape[1] == 3 != self.in_channels:
+            state[stem] = adapt_input_conv(self.in_channels, state[stem])
+        state, notes = fit(state, filled, layout)
         self.load_state_dict({**wanted, **state})
         notes += [f'{name}* starts anew' for name in anew]
-        print_log(f'{checkpoint}: {layout.name}, {len(state)} of {len(wanted)} weights filled'
+        print_log(f'{source}: {layout.name}, {len(state)} of {len(wanted)} weights filled'
                   + ''.join(f'; {note}' for note in notes), logger='current')
 
     def fold(self) -> None:
@@ -203,6 +213,24 @@ def unfilled(state: StateDict, wanted: StateDict) -> Tuple[str, ...]:
     return () if fits else ('head.fc.', )
 
 
+def adapt_state(model: CMTClassifier, state: StateDict, prefix: str, metadata: dict, strict: bool,
+                *errors: list) -> None:
+    """Official names and tables of another resolution, as ``load_state_dict`` meets them.
+
+    That is what timm's ``checkpoint_path`` and ``load_checkpoint`` end in; all else is PyTorch's own check.
+    """
+    if prefix and strict and not any(key.startswith(prefix) for key in state):
+        raise ValueError('timm loads a checkpoint_path into the wrapper of features_only, whose names no file has: '
+                         'use pretrained=True, pretrained_cfg_overlay=dict(file=...) instead')
+    official = f'{prefix}patch_embed_a.proj.weight' in state
+    if official:
+        ours, _ = convert({key[len(prefix):]: state.pop(key) for key in list(state) if key.startswith(prefix)})
+        state.update((prefix + key, value) for key, value in ours.items())
+    for name, wanted in model.named_parameters():
+        if name.endswith('relative_bias.table') and prefix + name in state:
+            state[prefix + name] = resize_table(state[prefix + name], wanted.shape)
+
+
 def arch_of(state: StateDict) -> dict:
     """The ``arch`` that some weights, under our names, belong to."""
     dims = tuple(state[f'stages.{i}.patch_aggregation.weight'].shape[0] for i in range(4))
@@ -231,9 +259,31 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(CMTClassifier, variant, pretrained,
+def _create(variant: str, pretrained: bool, pretrained_cfg_overlay: Optional[Mapping] = None,
+            **kwargs: Any) -> nn.Module:
+    overlay = dict(pretrained_cfg_overlay or {})
+    if overlay.get('file') or overlay.get('url'):  # for these timm would read the file itself, and by halves
+        overlay.setdefault('custom_load', True)
+    return build_model_with_cfg(CMTClassifier, variant, pretrained, pretrained_cfg_overlay=overlay,
+                                pretrained_filter_fn=filled_by_timm,
                                 feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **kwargs)
+
+
+def filled_by_timm(state: StateDict, model: CMTClassifier) -> StateDict:
+    """What timm is to load of a state dict, local folder or hub: the model's own, which this fills.
+
+    timm itself would drop what does not fit.
+    """
+    try:
+        state = tensors_of(state)
+        stem = convert(state)[0].get('stem.layers.0.weight')
+        model.fill(state, "timm's weights")
+    except ValueError as error:
+        raise ValueError(f"cannot load timm's weights into the classifier: {error}") from error
+    filled = dict(model.state_dict())
+    if stem is not None and stem.shape[1] == 3:
+        filled['stem.layers.0.weight'] = stem  # whose channels timm adapts after this
+    return filled
 
 
 @register_model

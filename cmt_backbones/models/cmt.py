@@ -4,21 +4,23 @@ Follows the paper and, where they differ, the official code (github.com/ggjy/CMT
 whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
 tokens (N, H W, C) are two views of one memory.
 """
-from typing import Callable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registration import register
 from . import folding
-from .attention import attention
-from .backbone import Backbone, DropPath, drop_path_rates, recomputed
+from .attention import attention, prepare_bias
+from .backbone import Backbone, DropPath, drop_path_rates
 from .cpu import Linear, by_bands
+from .irffn import between_products
 from .layer_numbers import cmt_layer_of, cmt_num_layers
 from .options import check, check_cmt_arch, check_norm_cfg, choose_arch, is_whole, prepare
-from .relative_bias import Bias, RelativeBias
+from .relative_bias import RelativeBias
+from .tracing import product_dtype
 
 # Table 1. The table's R of XS, 3.8, is 3.77 in the official code (its author: "really 3.77").
 # `pretrain_img_size` is the resolution of the ImageNet training, whose grid the bias tables have.
@@ -37,7 +39,7 @@ NUM_HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)  # of keys and values, k in the paper; k times the stride is always 32
 
 
-@MODELS.register_module()
+@register(MODELS, 'cmt_backbones.CMT')
 class CMT(Backbone):
     """CMT as a backbone of detectors and segmentors, for images of any size.
 
@@ -89,7 +91,7 @@ class CMT(Backbone):
             grid = self.arch['pretrain_img_size'] // STRIDES[i]
             self.stages.append(
                 Stage(channels, self.embed_dims[i], rates[i], NUM_HEADS[i], REDUCTIONS[i],
-                      self.arch['mlp_ratio'], grid, bias_interpolation, norm_cfg))
+                      self.arch['mlp_ratio'], grid, bias_interpolation, norm_cfg, with_cp))
             channels = self.embed_dims[i]
         self.apply(init_module)
         self.freeze()
@@ -144,7 +146,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm_cfg: Mapping) -> None:
         super().__init__()
-        self.layers = nn.Sequential()
+        self.layers = folding.SequentialNormsFirst()
         for i in range(3):
             self.layers.extend([
                 nn.Conv2d(channels if i else in_channels, channels, 3, stride=1 if i else 2, padding=1),
@@ -162,22 +164,22 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, rates: Sequence[float], num_heads: int,
                  reduction: int, mlp_ratio: float, native_grid: int, bias_interpolation: str,
-                 norm_cfg: Mapping) -> None:
+                 norm_cfg: Mapping, with_cp: bool) -> None:
         super().__init__()
-        self.reduction = reduction
+        self.reduction, self.head_width = reduction, channels // num_heads
         self.patch_aggregation = nn.Conv2d(in_channels, channels, 2, stride=2)
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.relative_bias = RelativeBias(num_heads, (native_grid, ) * 2,
                                           (native_grid // reduction, ) * 2, bias_interpolation)
         self.blocks = nn.ModuleList(
-            Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg) for rate in rates)
+            Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg, with_cp) for rate in rates)
 
     def forward(self, x: Tensor, run_part: Callable[..., Tensor]) -> Tensor:
         x = self.patch_aggregation(x)
         height, width = x.shape[2:]
         x = to_map(self.norm(to_tokens(x)), height, width)
-        bias = self.relative_bias((height, width),
-                                  (height // self.reduction, width // self.reduction))
+        grids = (height, width), (height // self.reduction, width // self.reduction)
+        bias = prepare_bias(self.relative_bias, grids, self.head_width, x)
         for block in self.blocks:
             x = run_part(block, x, bias)
         return x
@@ -195,26 +197,28 @@ class Block(nn.Module):
     """Local perception unit, lightweight attention, inverted residual FFN (section 3.2)."""
 
     def __init__(self, channels: int, num_heads: int, reduction: int, mlp_ratio: float,
-                 drop_path_rate: float, norm_cfg: Mapping) -> None:
+                 drop_path_rate: float, norm_cfg: Mapping, with_cp: bool) -> None:
         super().__init__()
         self.lpu = ShortcutDepthwise(channels)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = LightweightAttention(channels, num_heads, reduction, norm_cfg)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg)
+        self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg, with_cp)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, bias: Bias) -> Tensor:
+    def forward(self, x: Tensor, bias: Any) -> Tensor:
         height, width = x.shape[2:]
         x = to_tokens(self.lpu(x))  # (N, H W, C)
-        x = x + self.drop_path(self.attn(self.norm1(x), (height, width), bias))
+        normalised = self.norm1(x)
+        normalised = normalised.to(product_dtype(x))  # once, for queries, keys and values
+        x = self.drop_path(x, self.attn(normalised, (height, width), bias))
         x = to_map(x, height, width)
         return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1, whole=self.training)
 
     def transform(self, x: Tensor) -> Tensor:
         """The feed-forward half."""
         normalised = to_map(self.norm2(to_tokens(x)), *x.shape[2:])
-        return x + self.drop_path(self.ffn(normalised))
+        return self.drop_path(x, self.ffn(normalised))
 
 
 class LightweightAttention(nn.Module):
@@ -234,7 +238,7 @@ class LightweightAttention(nn.Module):
             batch_norm(channels, norm_cfg))
         self.proj = Linear(channels, channels)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int], bias: Bias) -> Tensor:
+    def forward(self, x: Tensor, grid: Tuple[int, int], bias: Any) -> Tensor:
         reduced = to_tokens(self.reduce(to_map(x, *grid)))  # (N, m, C)
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, n, d)
         kv = self.kv(reduced).unflatten(2, (2, self.num_heads, -1))
@@ -242,11 +246,13 @@ class LightweightAttention(nn.Module):
         return self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))  # (N, n, C)
 
 
-class IRFFN(nn.Module):
+class IRFFN(folding.NormsFirst):
     """Inverted residual FFN: expand, a depthwise convolution with its own shortcut, project."""
+    norms_behind_gelu = ('norm1', 'norm2')
 
-    def __init__(self, channels: int, hidden: int, norm_cfg: Mapping) -> None:
+    def __init__(self, channels: int, hidden: int, norm_cfg: Mapping, with_cp: bool) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.expand = nn.Conv2d(channels, hidden, 1)
         self.norm1 = batch_norm(hidden, norm_cfg)
         self.dwconv = ShortcutDepthwise(hidden)
@@ -255,17 +261,9 @@ class IRFFN(nn.Module):
         self.norm3 = batch_norm(channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What is between the two products is cheap to compute and most of what training would keep.
-        x = self.expand(x)
-        if torch.compiler.is_compiling():
-            x = self.project(recomputed(self.between, self, x, random=False))
-        else:  # the input of the second product neither: recomputing stops before the product itself
-            x = recomputed(lambda x: self.project(self.between(x)), self, x, random=False)
-        return self.norm3(x)
-
-    def between(self, x: Tensor) -> Tensor:
-        x = self.norm1(F.gelu(x))
-        return self.norm2(F.gelu(self.dwconv(x)))
+        recompute = not (self.with_cp and self.training)  # else the whole block is, once
+        return self.norm3(between_products(self.expand(x), self.norm1, self.dwconv, self.norm2, self.project,
+                                           recompute))
 
     def fold(self) -> None:
         self.dwconv.fold()
@@ -284,6 +282,12 @@ class ShortcutDepthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
         return x + out if self.shortcut else out
+
+    def whole_weight(self) -> Tensor:
+        """The kernels (C, 1, 3, 3) with the shortcut in them, 1 more at the centre: a pass over x less."""
+        if not self.shortcut:
+            return self.weight
+        return self.weight + (torch.arange(9, device=self.weight.device) == 4).view(3, 3)
 
     def fold(self) -> None:
         folding.fold_shortcut(self)

@@ -13,6 +13,7 @@ from mmengine.model.weight_init import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registration import register
 from . import folding
 from .backbone import Backbone, DropPath, drop_path_rates
 from .cpu import Linear, by_bands
@@ -39,7 +40,7 @@ ARCHS = dict(
 STRIDES = (4, 8, 16, 32)
 
 
-@MODELS.register_module()
+@register(MODELS, 'cmt_backbones.ConvNeXt')
 class ConvNeXt(Backbone):
     """ConvNeXt as a backbone of detectors and segmentors, for images of any size.
 
@@ -171,15 +172,12 @@ class Block(nn.Module):
         shortcut = x
         x = self.dwconv(x)
         x = by_bands(self.mlp, x, self.pwconv1.out_features, whole=self.training or self.use_grn)
-        return shortcut + self.drop_path(x)
+        return self.drop_path(shortcut, x)
 
     def mlp(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = self.grn(F.gelu(self.pwconv1(self.norm(x))))  # (N, H, W, 4 C)
-        x = self.pwconv2(x)
-        if self.gamma is not None:
-            x = self.gamma * x
-        return x.permute(0, 3, 1, 2)
+        return self.pwconv2(x, self.gamma).permute(0, 3, 1, 2)  # the layer scale by the product's weights
 
 
 class GRN(nn.Module):

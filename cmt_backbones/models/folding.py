@@ -3,10 +3,11 @@
 Functions return weights of a layer that stands for two. They compute in double precision, so that what
 is folded differs by no more than the rounding of float32.
 """
-from typing import Tuple
+from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def fold_norm_after(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -64,3 +65,29 @@ def affine(norm: nn.BatchNorm2d) -> Tuple[Tensor, Tensor]:
 def store(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(bias)
+
+
+class NormsFirst(nn.Module):
+    """A module that tells of its BatchNorms before its other children.
+
+    mmcv's ``fuse_conv_bn`` folds each BatchNorm into the last convolution before it, by the order of
+    ``named_children()`` and whatever is computed in between: here a GELU, behind which nothing folds. It leaves
+    norms without a convolution before them. State dicts, parameters and ``forward`` go by another order, the
+    one in which modules were added.
+    """
+
+    norms_behind_gelu: Tuple[str, ...] = ()  # all of a :class:`SequentialNormsFirst`
+
+    def named_children(self) -> Iterator[Tuple[str, nn.Module]]:
+        children = dict(super().named_children())
+        first = [name for name in self.norms_behind_gelu if name in children]
+        for name in first + [name for name in children if name not in first]:
+            yield name, children[name]
+
+
+class SequentialNormsFirst(NormsFirst, nn.Sequential):
+    """Convolutions, GELUs and norms in turn."""
+
+    @property
+    def norms_behind_gelu(self) -> Tuple[str, ...]:
+        return tuple(name for name, child in self._modules.items() if isinstance(child, _BatchNorm))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .tracing import is_transformed
+
 NUM_STAGES = 4
 
 
@@ -78,6 +80,8 @@ def prepare(x: Tensor, in_channels: int = 3, stride: int = 32) -> Tensor:
     # In this form rather than with -width % stride, which torch.compile cannot take for dynamic sizes.
     height, width = ((side + stride - 1) // stride * stride for side in x.shape[2:])
     x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    if is_transformed():  # which take no memory format
+        return x
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -11,26 +11,19 @@ on heads that are m0 wider. The (n, m) matrix, 64 million numbers in CMT's first
 1280x800, is never made, forward or backward, and any attention kernel will do.
 """
 from contextlib import nullcontext
-from typing import NamedTuple, Sequence, Tuple, Union
+from typing import NamedTuple, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu import infers_on_cpu
-
 Grid = Tuple[int, int]
-
-SMALL_ATTENTION = 2**18  # pairs of a query and a key, such as in CMT's first stage at 256x256
 
 
 class BiasFactors(NamedTuple):
     """``bias = query @ key.T``, exactly."""
     query: Tensor  # (heads, n, m0)
     key: Tensor  # (m, m0)
-
-
-Bias = Union[BiasFactors, Tensor]  # factors, or the whole bias (1, heads, n, m)
 
 
 class RelativeBias(nn.Module):
@@ -57,22 +50,8 @@ class RelativeBias(nn.Module):
         n0, m0 = query_grid[0] * query_grid[1], key_grid[0] * key_grid[1]
         self.table = nn.Parameter(torch.randn(num_heads, n0, m0))  # unit variance, as official
 
-    def forward(self, query_grid: Grid, key_grid: Grid) -> Bias:
-        """The bias on these grids, in factors unless the whole of it is faster.
-
-        That takes no gradient, and a bias that is there without being made, on the native grids, or is
-        small: then a mask is faster than wider heads.
-        """
-        if torch.is_grad_enabled() and self.table.requires_grad:
-            return self.factors(query_grid, key_grid)
-        grids = tuple(query_grid), tuple(key_grid)
-        if are_numbers(*grids) and grids == (self.query_grid, self.key_grid):
-            # Detached: fused kernels refuse a mask that is a parameter, even without gradients.
-            return self.table.detach()[None]
-        factors = self.factors(*grids)
-        if infers_on_cpu(self.table) and factors.query.shape[1] * factors.key.shape[0] <= SMALL_ATTENTION:
-            return (factors.query @ factors.key.T)[None]
-        return factors
+    def forward(self, query_grid: Grid, key_grid: Grid) -> BiasFactors:
+        return self.factors(query_grid, key_grid)
 
     def factors(self, query_grid: Grid, key_grid: Grid) -> BiasFactors:
         """The factors on these grids. On the native grids they are the table and the identity."""

@@ -1,39 +1,46 @@
 """What the versions of OpenMMLab's packages need from us; nothing else works around them.
 
-Each part names the version and the fault, so that it can go when the fault does.
+Each part names the version and the fault, so that it can go when the fault does. Importing this adds to mmengine
+and PyTorch what our configs name, and replaces nothing: the backend ``'whole'`` for files that are written whole,
+a model wrapper for CPU processes, from torch 2.6 on that mmengine's own checkpoints may be loaded, and torchvision's
+operators for an mmcv that has none.
 """
-import importlib.metadata
+import warnings
 
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import register_backend
-from mmengine.runner import CheckpointLoader
 
-from .checkpoints import load_from_disk, load_from_web
-from .files import WholeFiles
-from .options import DeployHook, load_config, show_predictions, use_tta
-from .processes import CPUDistributedDataParallel, prepare_cpu_processes
+from .checkpoints import let_mmengine_resume, load_from_disk, load_from_web, read_without_pickle
+from .configs import config_from_file
+from .files import BACKEND, WholeFiles
+from .matching import CheckpointMatches, ConfigError, ModelError
+from .named import register_names
+from .operators import provide as provide_operators
+from .options import (
+    LOGGERS,
+    CompileHook,
+    DeployHook,
+    fit_to_device,
+    load_config,
+    log_to,
+    one_line_errors,
+    show_predictions,
+    use_amp,
+    use_tf32,
+    use_tta,
+)
+from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
+from .terminal import BriefRunner, LoggedImages, Progress
 
-__all__ = ['CPUDistributedDataParallel', 'DeployHook', 'WholeFiles', 'load_config', 'load_from_disk', 'load_from_web',
-           'prepare_cpu_processes', 'register', 'show_predictions', 'use_tta']
+__all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
+           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
+           'fit_to_device', 'load_config', 'load_from_disk', 'load_from_web', 'log_to', 'one_line_errors',
+           'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
+           'use_tf32', 'use_tta']
 
-
-def register() -> None:
-    """What importing the package sets up."""
-    register_backend('local', WholeFiles, force=True, prefixes='')
-    CheckpointLoader.register_scheme('', load_from_disk, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)
-    # mmengine finds `package::config` through a fixed table of packages. Ours is entered by one of its
-    # modules: by its own name mmengine 0.10.7 would look for it in site-packages, where an editable
-    # installation is not.
-    MODULE2PACKAGE.setdefault('cmt_backbones', 'cmt_backbones.classifier')
-    if not _is_distribution('mmsegmentation'):  # onedl-mmsegmentation, which the table does not know
-        MODULE2PACKAGE['mmseg'] = 'mmseg'
-
-
-def _is_distribution(name: str) -> bool:
-    """As mmengine's `is_installed`, which in 0.10.7 needs pkg_resources."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+try:
+    register_backend(BACKEND, WholeFiles)
+except ValueError:  # of another package, or of an import before this one
+    warnings.warn(f'the file backend {BACKEND!r} stays what was registered under that name before', stacklevel=2)
+let_mmengine_resume()
+register_names()
+provide_operators()

@@ -9,17 +9,15 @@ from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..models.backbone import switch_to_deploy
+from .checkpoints import load_checkpoint
+from .configs import config_from_file
+from .matching import ModelError, check_weights
 
 PathLike = Union[str, 'os.PathLike[str]']
-
-
-class ModelError(Exception):
-    """Why there is no such model, in one line."""
 
 
 def read_config(path: PathLike, options: Optional[dict] = None) -> Config:
@@ -29,7 +27,7 @@ def read_config(path: PathLike, options: Optional[dict] = None) -> Config:
         ModelError: It is not there, cannot be read, or is of something else.
     """
     try:
-        cfg = Config.fromfile(path)
+        cfg = config_from_file(path)
     except (OSError, SyntaxError, ConfigParsingError) as error:
         raise ModelError(f'cannot read the config {path}: {error}') from None
     cfg.merge_from_dict(options or {})
@@ -54,7 +52,7 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
     """
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    meta = load_weights(model, checkpoint) if checkpoint else {}
+    meta = load_weights(model, checkpoint, cfg.model) if checkpoint else {}
     if 'dataset_meta' not in meta:
         meta['dataset_meta'] = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True)).metainfo
     model.cfg, model.dataset_meta = cfg, meta['dataset_meta']
@@ -63,19 +61,18 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
     return model.to(device)
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> dict:
-    """Fills a model, wholly, and returns what the checkpoint holds beside the weights as `meta`."""
+def load_weights(model: nn.Module, checkpoint: str, cfg: Optional[dict] = None) -> dict:
+    """Fills a model, wholly, and returns what the checkpoint holds beside the weights as `meta`.
+
+    Args:
+        cfg: Of the model, for an error to say what differs in the checkpoint's.
+    """
     try:
-        found = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+        found = load_checkpoint(checkpoint, 'cpu')
     except (OSError, ValueError) as error:
         raise ModelError(f'cannot read the checkpoint {checkpoint}: {error}') from None
-    weights = found.get('state_dict', found)
-    wanted = model.state_dict()
-    wrong = [key for key, value in wanted.items() if getattr(weights.get(key), 'shape', None) != value.shape]
-    if wrong:
-        raise ModelError(f'{checkpoint} is not of this config: {len(wrong)} of {len(wanted)} weights are not '
-                         f'in it or have another shape, such as {wrong[0]!r}. Give the config it was made by')
-    model.load_state_dict(weights, strict=False)
+    check_weights(model, found, checkpoint, cfg or {})
+    model.load_state_dict(found.get('state_dict', found), strict=False)
     return dict(found.get('meta', {}))
 
 

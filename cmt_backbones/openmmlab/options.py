@@ -1,22 +1,30 @@
 """The options that the commands of tools/ share, applied to a config."""
 import importlib
+import importlib.util
 import logging
 import warnings
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Optional
+from typing import Iterator, Optional
 
 import mmengine
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import ConfigParsingError
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
 from ..models.backbone import switch_to_deploy
+from ..registration import register
+from . import operators
+from .configs import config_from_file
+from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
 
 
@@ -26,16 +34,22 @@ def load_config(args: SimpleNamespace) -> Config:
         raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
                          'pip install "setuptools<81"')
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = config_from_file(args.config)
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
-            importlib.import_module('mmcv.ops')  # which mmcv-lite lacks, and a build for another torch
+            importlib.import_module('mmcv.ops')  # which compiled operators for another torch break
             importlib.import_module(cfg.default_scope)
+            operators.check_device()
     except ImportError as error:
         reason = str(error).strip().split('\n')[0]
         raise SystemExit(
-            f'{args.config}: {reason}. Our configs need mmcv with its compiled operators and mmdet or '
+            f'{args.config}: {reason}. Our configs need torchvision, mmcv (mmcv-lite will do) and mmdet or '
             'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
             '`make setup` installs those of requirements/') from None
+    except RuntimeError as error:
+        raise SystemExit(f'{args.config}: {error}') from None
+    except (OSError, SyntaxError, ConfigParsingError) as error:
+        raise ConfigError(f'cannot read the config {args.config}: {error}') from None
+    use_tf32(not getattr(args, 'no_tf32', False))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -54,6 +68,64 @@ def _has_pkg_resources() -> bool:
         # Fixed on mmengine's main branch and in onedl-mmengine.
         return digit_version(mmengine.__version__) > digit_version('0.10.7')
     return True
+
+
+def use_tf32(wanted: bool) -> None:
+    """Lets GPUs multiply float32 by their TF32 units, or forbids it, for products and convolutions alike.
+
+    PyTorch by itself lets convolutions use them and products not. With them float32 has 10 bits of mantissa
+    in a product, and two runs of different kernels differ by some 1e-3.
+    """
+    torch.set_float32_matmul_precision('high' if wanted else 'highest')
+    torch.backends.cudnn.allow_tf32 = wanted
+
+
+def use_amp(cfg: Config, dtype: str) -> None:
+    """Makes a config train in mixed precision, ``'bf16'`` or ``'fp16'``."""
+    if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise SystemExit(f'--amp works with an OptimWrapper, and the config has {cfg.optim_wrapper.type}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.dtype = dict(bf16='bfloat16', fp16='float16')[dtype]
+    # The exponents of bf16 are those of float32: no gradient is lost that a scale would save.
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """What a user can mend ends a command with what it says, and Ctrl-C without a word."""
+    try:
+        yield
+    except (ConfigError, ModelError) as error:
+        raise SystemExit(f'{command}: {error}') from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # what a shell reports for a process that Ctrl-C ended
+
+
+def fit_to_device(cfg: Config) -> Optional[str]:
+    """Lets a recipe of mixed precision train where there is no GPU, and tells how.
+
+    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible and was slower than float32
+    for both backbones: a step of RetinaNet with ConvNeXt-T takes 1.3 times as long on a processor with
+    avx512_bf16 (docs/training.md). So it is float32.
+    """
+    if torch.cuda.is_available() or cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
+        return None
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        cfg.optim_wrapper.pop(key, None)
+    return 'no GPU here: training in float32 instead of mixed precision, which is slower on CPUs'
+
+
+LOGGERS = dict(tensorboard=('TensorboardVisBackend', 'tensorboard'), wandb=('WandbVisBackend', 'wandb'),
+               mlflow=('MLflowVisBackend', 'mlflow'))
+
+
+def log_to(cfg: Config, name: str) -> None:
+    """Has a run log its scalars, and images of its validations, to a service beside its files."""
+    backend, package = LOGGERS[name]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f'--{name} needs the package {package}: pip install {package}')
+    cfg.visualizer.setdefault('vis_backends', []).append(dict(type=backend))
 
 
 def use_tta(cfg: Config) -> None:
@@ -88,10 +160,28 @@ def show_predictions(cfg: Config, folder: Optional[str]) -> None:
         cfg.visualizer.save_dir = folder
 
 
-@HOOKS.register_module()
+@register(HOOKS, 'cmt_backbones.openmmlab.DeployHook')
 class DeployHook(Hook):
     """Tests backbones in their deployed form, once the checkpoint is loaded."""
 
     def before_test(self, runner: Runner) -> None:
         if not switch_to_deploy(runner.model):
             raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
+
+
+class CompileHook(Hook):
+    """Compiles the backbones of a model in place, for images of all sizes; the weights keep their names."""
+
+    def before_train(self, runner: Runner) -> None:
+        if not torch.cuda.is_available():
+            import torch._inductor.config as inductor
+            inductor.layout_optimization = False  # pytorch#172204: no code for training at dynamic sizes
+        self.compile(runner)
+
+    def compile(self, runner: Runner) -> None:
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        model.backbone.compile(dynamic=True)
+
+    before_test = compile

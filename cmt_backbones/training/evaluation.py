@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..data.classification import ClassificationError
 from ..models.classifier import CMTClassifier, arch_of
+from ..openmmlab.processes import ended_in_order
 from ..weights import convert, read_checkpoint
 
 
@@ -29,13 +30,10 @@ def processes() -> Iterator[Process]:
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if cuda else torch.device('cpu')
     if cuda:
         torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group('nccl' if cuda else 'gloo')
-    try:
-        yield Process(device, rank, world)
-    finally:
+    with ended_in_order():
         if world > 1:
-            dist.destroy_process_group()
+            dist.init_process_group('nccl' if cuda else 'gloo')
+        yield Process(device, rank, world)
 
 
 def read_classifier(checkpoint: str, bias_interpolation: str = 'geometric') -> CMTClassifier:

@@ -1,6 +1,6 @@
 """A loss that is not finite ends a run before it reaches the weights."""
 from functools import partial
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, List, Sequence, Union
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
@@ -10,8 +10,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..registration import register
 
-@HOOKS.register_module()
+
+@register(HOOKS, 'cmt_backbones.training.FiniteLossHook')
 class FiniteLossHook(Hook):
     """Ends a run whose loss is infinite or not a number, before that reaches the weights.
 
@@ -40,9 +42,14 @@ class FiniteLossHook(Hook):
 
     def update_if_finite(self, runner: Runner, update_params: Callable, loss: Tensor, **kwargs: Any) -> None:
         terms, self.terms = self.terms, {}  # kept no longer than the graph of the batch
-        finite = bool(loss.isfinite())
-        # All processes turn back before the backward pass, in which they would wait for each other.
-        if not any_process(not finite):
+        finite = loss.isfinite().all()
+        # All processes turn back before the backward pass, in which they would wait for each other. Whether
+        # one is to end (SaveOnSigterm) is told in the same exchange, with one wait for the GPU.
+        to_end = [hook for hook in runner.hooks if hasattr(hook, 'requested')]
+        not_finite, *requested = any_process(~finite, *(hook.requested for hook in to_end))
+        for hook, value in zip(to_end, requested):
+            hook.agreed = value
+        if not not_finite:
             return update_params(loss, **kwargs)
         told = all_gather_object('' if finite else self.describe(terms))
         self.skipped += 1
@@ -65,9 +72,11 @@ class FiniteLossHook(Hook):
                 + f' for {", ".join(images) or "a batch without img_path"}')
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in one of the processes; all of them must ask."""
-    flags = torch.tensor(float(flag))
+def any_process(*flags: Union[bool, Tensor]) -> List[bool]:
+    """Whether each of the flags is set in one of the processes; all of them must ask, at the same time."""
+    device = next((flag.device for flag in flags if isinstance(flag, Tensor)), None)
+    all_flags = torch.stack([flag.float() if isinstance(flag, Tensor) else torch.full((), float(flag), device=device)
+                             for flag in flags])
     if get_world_size() > 1:
-        all_reduce(flags, 'max')
-    return bool(flags)
+        all_reduce(all_flags, 'max')
+    return all_flags.bool().tolist()

@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,21 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
-from ..openmmlab.checkpoints import load_from_disk
-from ..openmmlab.files import WholeFiles
+from ..registration import register
 from .finite_loss import any_process
 from .resuming import from_first_process
 
 INTERRUPTED = 'interrupted.pth'
-EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process that SIGTERM ended
+SECONDS_TO_SAVE = 30  # which torchrun gives its processes too
 
 
-@HOOKS.register_module()
+@register(HOOKS, 'cmt_backbones.training.SaveOnSigterm')
 class SaveOnSigterm(Hook):
     """Ends a run that gets SIGTERM, as when a scheduler wants its machine back, so that it can go on.
 
     All processes finish the iteration (where gradients accumulate, up to the next step), the first one
     saves ``interrupted.pth`` in the work dir, and all exit with code 143. SIGTERM in a validation breaks
-    that off; the resumed run validates first.
+    that off; the resumed run validates first. So does Ctrl-C, with code 130; a second Ctrl-C ends at once.
 
     A run that resumes without a file named goes on from the newest checkpoint of its work dir that is
     whole, with a warning for each that is not.
@@ -38,7 +38,12 @@ class SaveOnSigterm(Hook):
     priority = 'LOWEST'  # the checkpoint holds what all other hooks did
 
     def __init__(self) -> None:
-        self.requested = self.validation_due = False
+        self.requested = 0  # the number of the signal
+        self.validation_due = False
+        self.agreed = None  # whether a process is to end, where FiniteLossHook asked all in this iteration
+        # Not at import: it adds to mmengine a backend for whole files and to PyTorch what resuming needs, and is
+        # for runs that have this hook.
+        from .. import openmmlab  # noqa: F401
 
     def before_run(self, runner: Runner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):
@@ -59,15 +64,23 @@ class SaveOnSigterm(Hook):
         self.validation_due = runner._resume and checkpoint['meta'].get('validation_due', False)
 
     def before_train(self, runner: Runner) -> None:
-        self.previous = signal.signal(signal.SIGTERM, self.request)
+        self.logger = runner.logger
+        self.previous = {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
         if self.validation_due:
             runner.val_loop.run()
 
     def request(self, number: int, frame: Any) -> None:
-        self.requested = True
+        self.requested = number
+        if number == signal.SIGINT:
+            for again in (signal.SIGINT, signal.SIGTERM):  # torchrun answers a second one with SIGTERM
+                signal.signal(again, signal.SIG_DFL)
+            self.logger.warning('Ctrl-C: finishing the iteration and saving; once more ends at once')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if any_process(self.requested) and runner.optim_wrapper.should_update():
+        agreed, self.agreed = self.agreed, None
+        if agreed is None:
+            agreed, = any_process(self.requested)
+        if agreed and runner.optim_wrapper.should_update():
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -79,17 +92,20 @@ class SaveOnSigterm(Hook):
             self.stop(runner, dict(epoch=runner.epoch, iter=runner.iter, validation_due=True))
 
     def stop(self, runner: Runner, meta: dict) -> None:
-        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta)
+        from ..openmmlab.files import BACKEND, WholeFiles
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, meta=meta, backend_args=dict(backend=BACKEND))
         if is_main_process():
             work_dir = Path(runner.work_dir)
             WholeFiles().put_text(str(work_dir / INTERRUPTED), work_dir / 'last_checkpoint')
-        runner.logger.warning(f'SIGTERM: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
+        number = signal.Signals(self.requested or signal.SIGTERM)  # that of another process
+        runner.logger.warning(f'{number.name}: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
         if not meta.get('validation_due'):
             barrier()  # a launcher ends the others when one has ended
-        raise SystemExit(EXIT_CODE)
+        raise SystemExit(128 + number)  # what a shell reports for a process that the signal ended
 
     def after_train(self, runner: Runner) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
+        for number, previous in self.previous.items():
+            signal.signal(number, previous)
         interrupted = Path(runner.work_dir) / INTERRUPTED
         if is_main_process() and last_checkpoint(interrupted.parent) != interrupted:
             interrupted.unlink(missing_ok=True)
@@ -99,24 +115,31 @@ def heed_own_process(worker_init_fn: Optional[Callable], worker_id: int) -> None
     """A ``worker_init_fn``: a signal to all processes of a run is for those that train to answer.
 
     PyTorch's data workers end on any SIGTERM, and then their run with an error. One that comes from the
-    process that a worker belongs to still ends it.
+    process that a worker belongs to still ends it. Of Ctrl-C, which a terminal sends to all of them, the first
+    is left to their run, too.
     """
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=exit_with_own_process, daemon=True).start()
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    if hasattr(signal, 'pthread_sigmask'):  # not Windows, where there are no signals to heed
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=exit_with_own_process, daemon=True).start()
 
 
 def exit_with_own_process() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    if hasattr(signal, 'sigwaitinfo'):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+    else:  # macOS does not tell whose signal it is; by then a process that was to end with a checkpoint has
+        signal.sigwait({signal.SIGTERM})
+        time.sleep(SECONDS_TO_SAVE)
     os._exit(0)
 
 
 def last_checkpoint(work_dir: Path) -> Optional[Path]:
     """What mmengine's note of the last checkpoint names."""
     note = work_dir / 'last_checkpoint'
-    return Path(note.read_text().strip()) if note.is_file() else None
+    return Path(note.read_text(encoding='utf-8', errors='replace').strip()) if note.is_file() else None
 
 
 def newest_checkpoint(work_dir: Path) -> Optional[str]:
@@ -125,11 +148,12 @@ def newest_checkpoint(work_dir: Path) -> Optional[str]:
     By the time that is noted in it: an earlier run in this folder may have got further, and copies of
     files have other times.
     """
+    from ..openmmlab.checkpoints import read_run
     noted = last_checkpoint(work_dir)
     found = []
     for path in {*work_dir.glob('*.pth'), *([noted] if noted and noted.is_file() else [])}:
         try:
-            content = load_from_disk(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
+            content = read_run(str(path), 'cpu', mmap=True)  # the tensors stay on the disk
             if 'optimizer' in content:  # the best one is weights alone
                 meta = content['meta']
                 found.append((meta['time'], meta['iter'], path.name == INTERRUPTED, path))

@@ -11,6 +11,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+from ..registration import register
+
 KEYS = {'decay_rate', 'decay_type', 'num_layers', 'custom_keys'}
 CUSTOM_KEYS = {'lr_mult', 'decay_mult'}
 DECAY_TYPES = ('layer_wise', 'stage_wise')
@@ -27,7 +29,7 @@ class Layered(Protocol):
         """The layer, 0 to ``num_layers + 1``, of the parameter of this name within the backbone."""
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+@register(OPTIM_WRAPPER_CONSTRUCTORS, 'cmt_backbones.LayerDecayOptimWrapperConstructor')
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Gives a parameter of layer i ``lr * decay_rate ** (num_layers + 1 - i)``.
 
@@ -54,7 +56,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         >>> optim_wrapper = dict(
         ...     type='AmpOptimWrapper',
         ...     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=.05),
-        ...     constructor='LayerDecayOptimWrapperConstructor',
+        ...     constructor='cmt_backbones.LayerDecayOptimWrapperConstructor',
         ...     paramwise_cfg=dict(decay_rate=.7))
     """
 

@@ -9,11 +9,13 @@ from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ..registration import register
 
-@HOOKS.register_module()
+
+@register(HOOKS, 'cmt_backbones.training.ResumableRandomness')
 class ResumableRandomness(Hook):
     """Makes a resumed run see the batches and draw the random numbers of one that never stopped.
 
@@ -60,6 +62,8 @@ class ResumableRandomness(Hook):
                 f'with this batch size and number of processes it has {len(self.batches)}')
             used = 0
         self.batches.epoch, self.batches.used = runner.epoch, used
+        if used:
+            count_from(runner.train_loop, used)
         self.epoch_start = runner.iter - used
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -78,6 +82,19 @@ class ResumableRandomness(Hook):
         meta = checkpoint['meta']
         if self.epoch_start is not None and meta['epoch'] == runner.epoch:
             meta['place_in_epoch'] = (meta['iter'] - self.epoch_start, len(self.batches))
+
+
+def count_from(loop: EpochBasedTrainLoop, used: int) -> None:
+    """Has a loop count the batches of one epoch from those that were used: hooks ask for the last of an epoch,
+    and the log tells it."""
+    run_iter = loop.run_iter
+
+    def run_and_count(number: int, batch: Any) -> None:
+        run_iter(number + used, batch)
+        if number + used + 1 == len(loop.dataloader):
+            loop.run_iter = run_iter
+
+    loop.run_iter = run_and_count
 
 
 class ResumableBatches:

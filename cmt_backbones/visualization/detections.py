@@ -2,7 +2,7 @@
 import colorsys
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from .panels import HEAD, DrawingError, enlarge, font, scale_of, tile, titled
+from .panels import CELL, HEAD, LONG_SIDE, DrawingError, enlarge, font, scale_of, tile, titled
 
 
 def test_data(config: Config) -> Any:
@@ -72,13 +72,20 @@ def detections(prediction: dict, threshold: float) -> dict:
     return kept
 
 
-def class_colour(label: int) -> Tuple[int, int, int]:
-    """A bright RGB colour; neighbouring labels get hues far apart."""
-    hue = label * 0.618034 % 1
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, 1))
+def colours_of(labels: Sequence[int], apart: bool) -> List[Tuple[int, int, int]]:
+    """A colour for each object, that of its class; to tell neighbours apart, in shades of it."""
+    seen: Dict[int, int] = {}
+    found = []
+    for label in labels:
+        number = seen[int(label)] = seen.get(int(label), -1) + 1
+        hue = label * 0.618034 + apart * (0, 0.06, -0.06, 0.11)[number % 4]
+        saturation, value = ((0.75, 1), (0.5, 1), (0.9, 0.75))[apart * (number % 3)]
+        found.append(tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1, saturation, value)))
+    return found
 
 
-def draw(image: np.ndarray, objects: dict, classes: Sequence[str], title: str) -> Image.Image:
+def draw(image: np.ndarray, objects: dict, classes: Sequence[str], title: str,
+         long_side: int = LONG_SIDE) -> Image.Image:
     """Draws objects over an image.
 
     Args:
@@ -86,11 +93,12 @@ def draw(image: np.ndarray, objects: dict, classes: Sequence[str], title: str) -
         objects: As from `truth` or `detections`.
         classes: Names by label.
         title: Written above the image.
+        long_side: Of the picture, in pixels, at most.
     """
-    scale = scale_of(image)
-    canvas = enlarge(image, cv2.INTER_CUBIC)
+    scale = scale_of(image, long_side)
+    canvas = enlarge(image, cv2.INTER_CUBIC, long_side)
     size = canvas.shape[1::-1]
-    colours = [class_colour(label) for label in objects['labels']]
+    colours = colours_of(objects['labels'], apart='masks' in objects)
     for mask, colour in zip(objects.get('masks', ()), colours):
         large = cv2.resize(mask.astype(np.float32), size) > 0.5
         canvas[large] = 0.55 * canvas[large] + 0.45 * np.array(colour)
@@ -169,12 +177,14 @@ def draw_all(dataset: Any, predictions: List[dict], threshold: float, out: Path,
             real.pop('masks', None)  # like beside like
         image = np.ascontiguousarray(image[..., ::-1])
         title = f'detections (score ≥ {threshold:g})'
-        if alone:
-            pair = draw(np.full_like(image, 225), found, classes, title)
-        else:
-            pair = tile([draw(image, real, classes, 'truth'),
-                         draw(image, found, classes, title)], 2)
-        pair.save(out / f"{Path(info['img_path']).stem}.png")
+        for long_side in (LONG_SIDE, CELL):
+            if alone:
+                pair = draw(np.full_like(image, 225), found, classes, title, long_side)
+            else:
+                pair = tile([draw(image, real, classes, 'truth', long_side),
+                             draw(image, found, classes, title, long_side)], 2)
+            if long_side == LONG_SIDE:
+                pair.save(out / f"{Path(info['img_path']).stem}.png")
         pairs.append(pair)
     columns = 4 if alone else 2
     tile(pairs, 1 if len(pairs) < 3 else columns).save(out / 'sheet.png')

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SHORT_SIDE = 400  # pixels: smaller images are enlarged up to this, and 4 times at most
+LONG_SIDE = 1600  # pixels: larger images are drawn smaller; a photo of a phone has 4000
+CELL = 640  # pixels: the long side of one picture on a sheet of many
 GAP = 8  # pixels between pictures
 HEAD = 24  # pixels above a picture, for its title
 PAPER = (255, 255, 255)
@@ -22,22 +24,28 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(FONTS / ('DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf')), size)
 
 
-def scale_of(picture: np.ndarray) -> int:
+def scale_of(picture: np.ndarray, long_side: int = LONG_SIDE) -> float:
     """How many times as large a picture (H, W, 3) is drawn."""
-    return int(np.clip(round(SHORT_SIDE / min(picture.shape[:2])), 1, 4))
+    larger = int(np.clip(round(SHORT_SIDE / min(picture.shape[:2])), 1, 4))
+    return min(larger, long_side / max(picture.shape[:2]))
 
 
-def enlarge(picture: np.ndarray, interpolation: int) -> np.ndarray:
+def enlarge(picture: np.ndarray, interpolation: int, long_side: int = LONG_SIDE) -> np.ndarray:
     """A picture (H, W, 3) at the size to be drawn at."""
-    scale = scale_of(picture)
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
+    scale = scale_of(picture, long_side)
+    if scale < 1 and interpolation != cv2.INTER_NEAREST:
+        interpolation = cv2.INTER_AREA
+    size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+    return cv2.resize(picture, size, interpolation=interpolation)
 
 
 def titled(picture: np.ndarray, title: str) -> Image.Image:
-    """A picture (H, W, 3), uint8, RGB, with a title above it."""
+    """A picture (H, W, 3), uint8, RGB, with a title above it, in letters that its width has room for."""
     out = Image.new('RGB', (picture.shape[1], picture.shape[0] + HEAD), PAPER)
     out.paste(Image.fromarray(picture), (0, HEAD))
-    ImageDraw.Draw(out).text((2, 3), title, 'black', font(14, bold=True))
+    letters = next((font(size, bold=True) for size in range(14, 8, -1)
+                    if font(size, bold=True).getlength(title) <= out.width - 4), font(8, bold=True))
+    ImageDraw.Draw(out).text((2, 3), title, 'black', letters)
     return out
 
 

@@ -46,8 +46,8 @@ def resized(native: Tensor, native_grid: Grid, grid: Grid, interpolation: str) -
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, over all entries."""
-    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+    """Pearson's, over all entries; in float64, since sums over millions would show the order of float32's."""
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1].item()
 
 
 def draw(native_grid: Grid, grid: Grid, out: Path) -> Dict[str, Dict[str, float]]:

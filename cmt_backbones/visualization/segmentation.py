@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from tqdm import tqdm
 
-from .panels import PAPER, DrawingError, above_legend, enlarge, tile, titled
+from .panels import CELL, LONG_SIDE, PAPER, DrawingError, above_legend, enlarge, tile, titled
 
 OPEN = 255  # the label of pixels that do not count, mmseg's ignore_index
 
@@ -42,22 +42,23 @@ def read_prediction(path: Path, reduce_zero_label: bool) -> np.ndarray:
 
 
 def draw(image: np.ndarray, real: np.ndarray, found: np.ndarray, classes: Sequence[str],
-         palette: Sequence) -> Image.Image:
+         palette: Sequence, long_side: int = LONG_SIDE) -> Image.Image:
     """Draws an image, its truth, a prediction and a legend.
 
     Args:
         image: (H, W, 3), uint8, RGB.
         real, found: Labels (H, W), uint8; `OPEN` in the truth for pixels that do not count.
         classes, palette: Names and RGB colours by label.
+        long_side: Of each picture, in pixels, at most.
     """
     colours = np.full((256, 3), PAPER, np.uint8)
     colours[:len(palette)] = palette
     counts = real != OPEN
     right = f'{(real == found)[counts].mean():.1%} of pixels right' if counts.any() else 'no truth'
     pictures = [
-        titled(enlarge(image, cv2.INTER_CUBIC), 'image'),
-        titled(enlarge(colours[real], cv2.INTER_NEAREST), 'truth'),
-        titled(enlarge(colours[found], cv2.INTER_NEAREST), f'prediction ({right})')]
+        titled(enlarge(image, cv2.INTER_CUBIC, long_side), 'image'),
+        titled(enlarge(colours[real], cv2.INTER_NEAREST, long_side), 'truth'),
+        titled(enlarge(colours[found], cv2.INTER_NEAREST, long_side), f'prediction ({right})')]
     seen = np.union1d(real[counts], found)
     return above_legend(pictures, [classes[label] for label in seen], colours[seen])
 
@@ -85,7 +86,8 @@ def draw_all(dataset: Any, folder: Path, images: int, out: Path) -> int:
             if labels.max(initial=0) >= len(classes):
                 raise DrawingError(f'the {whose} of {path.name} has other labels than the '
                                    f'{len(classes)} classes of the config.')
-        pictures.append(draw(np.ascontiguousarray(image[..., ::-1]), real, found, classes, palette))
-        pictures[-1].save(out / path.name)
+        image = np.ascontiguousarray(image[..., ::-1])
+        draw(image, real, found, classes, palette).save(out / path.name)
+        pictures.append(draw(image, real, found, classes, palette, CELL * 2 // 3))
     tile(pictures, 1 if len(pictures) < 3 else 2).save(out / 'sheet.png')
     return len(pictures)

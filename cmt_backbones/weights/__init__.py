@@ -10,12 +10,14 @@ from typing import Optional
 from mmengine.logging import print_log
 from torch import nn
 
+from .downloads import WeightsNotFound
 from .fitting import depths, fit, resize_table
 from .layouts import LAYOUTS, Layout, StateDict, convert
-from .reading import read_checkpoint, read_torch
+from .reading import read_checkpoint, read_file, read_torch, tensors_of
+from .sources import local_file
 
-__all__ = ['LAYOUTS', 'Layout', 'StateDict', 'convert', 'depths', 'fit', 'load_pretrained', 'read_checkpoint',
-           'read_torch', 'resize_table']
+__all__ = ['LAYOUTS', 'Layout', 'StateDict', 'WeightsNotFound', 'convert', 'depths', 'fit', 'load_pretrained',
+           'local_file', 'read_checkpoint', 'read_file', 'read_torch', 'resize_table', 'tensors_of']
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None) -> None:
@@ -23,13 +25,16 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
 
     Args:
         backbone (nn.Module): A :class:`~cmt_backbones.CMT` or :class:`~cmt_backbones.ConvNeXt`.
-        checkpoint (str): A path or an http(s) URL; ``.safetensors`` or what ``torch.save`` writes.
+        checkpoint (str): A path, a URL, a name on a hub such as ``hf-hub:OWNER/NAME`` or ``timm:MODEL``, or
+            another way of :func:`~cmt_backbones.weights.sources.local_file`; ``.safetensors`` or what
+            ``torch.save`` writes.
         prefix (str, optional): Where the backbone's keys begin, such as ``'teacher.backbone.'``.
             Found by itself where the file holds one backbone.
 
     Raises:
-        ValueError: If the file cannot be had or read, is in no known layout, or does not fill the
-            backbone. The backbone is as it was.
+        WeightsNotFound: If the file cannot be had; a ValueError and a FileNotFoundError.
+        ValueError: If it cannot be read, is in no known layout, or does not fill the backbone. The backbone
+            is as it was.
     """
     try:
         state, layout = convert(read_checkpoint(checkpoint), prefix)
@@ -38,7 +43,8 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
                              f"{type(backbone).__name__}; use type='{layout.family}'")
         state, notes = fit(state, backbone.state_dict(), layout)
     except ValueError as error:
-        raise ValueError(f'cannot load {checkpoint!r} into {type(backbone).__name__}: {error}') from error
+        kind = WeightsNotFound if isinstance(error, OSError) else ValueError
+        raise kind(f'cannot load {checkpoint!r} into {type(backbone).__name__}: {error}') from error
     backbone.load_state_dict(state)
     print_log(f'{checkpoint}: {layout.name}, all {len(state)} weights of {type(backbone).__name__} '
               'filled' + ''.join(f'; {note}' for note in notes), logger='current')

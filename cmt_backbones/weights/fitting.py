@@ -15,29 +15,34 @@ def fit(state: StateDict, wanted: Mapping[str, Tensor], layout: Layout) -> Tuple
         ValueError: If a weight is missing or of another shape, or if the file is of a deeper
             backbone, of which only a part would be used.
     """
+    there, anew = depths(state), set()  # what the file has, and what is not its
     state, notes = dict(state), []
     norms = {k for k in wanted if OUTPUT_NORM.match(k)}
     if norms - set(state):
         # A classifier has none, or the one of its head, which is none of a detector's.
         state.update({k: wanted[k] for k in norms})
+        anew |= norms
         notes.append('the output norms start anew, as in the official detectors')
     for key in wanted:
-        if key.endswith('num_batches_tracked'):  # files from before PyTorch 0.4.1 have none
-            state.setdefault(key, wanted[key])
+        if key.endswith('num_batches_tracked') and key not in state:
+            anew.add(key)
+            if key.replace('num_batches_tracked', 'running_mean') in state:  # from before PyTorch 0.4.1
+                state[key] = wanted[key]
         elif key.endswith('relative_bias.table') and key in state:
             resized = resize_table(state[key], wanted[key].shape)
             if resized is not state[key]:
                 notes.append(f'{key} resized from {tuple(state[key].shape)} to {tuple(resized.shape)}')
                 state[key] = resized
 
-    missing = [k for k in wanted if k not in state]
+    missing = [k for k in wanted if k not in state and k not in anew]
     misfits = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     stages = {k.split('.')[1] for k in wanted if k.startswith('stages.')}
     surplus = [k for k in state if k not in wanted and k.startswith('stages.')
                and k.split('.')[1] in stages]
     if missing or misfits or surplus:
-        told = [f'it looks like {layout.name}; {len(wanted) - len(missing) - len(misfits)} of '
-                f'{len(wanted)} weights fit']
+        of_file = len(wanted) - len(anew)
+        told = [f'it looks like {layout.name}; {of_file - len(missing) - len(misfits)} of '
+                f'{of_file} weights fit']
         if missing:
             told.append(f'missing: {missing[0]}' + more(missing))
         if misfits:
@@ -47,7 +52,7 @@ def fit(state: StateDict, wanted: Mapping[str, Tensor], layout: Layout) -> Tuple
         if surplus:
             told.append(f'no place here for: {surplus[0]}' + more(surplus))
         told.append('try another arch (depths there: '
-                    f'{depths(state)}, here: {depths(wanted)}) or another file')
+                    f'{there}, here: {depths(wanted)}) or another file')
         raise ValueError('; '.join(told))
     return {k: state[k] for k in wanted}, notes
 

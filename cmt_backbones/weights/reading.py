@@ -1,45 +1,72 @@
 """The tensors of a file, and nothing else of it: no code of a checkpoint runs."""
+import os
+import pickle
 from pathlib import Path
-from typing import Any, Dict, Mapping
-from urllib.parse import urlparse
+from typing import Any, Callable, Dict, Mapping
 
 import torch
 from torch import Tensor
 
-from .downloads import download
 from .layouts import StateDict
+from .restricted import Inert, restricted_pickle
+from .sources import HUB_PREFIXES, local_file, scheme_of
 
 
 def read_checkpoint(checkpoint: str) -> StateDict:
-    """The named tensors of a file or URL, and nothing else of it.
+    """The named tensors of a file, and nothing else of it.
+
+    Args:
+        checkpoint: Its path or another name of :func:`~cmt_backbones.weights.sources.local_file`.
 
     Raises:
-        ValueError: If the file is missing, damaged, not a checkpoint, or holds no tensors.
+        WeightsNotFound: If it cannot be had; a ValueError and a FileNotFoundError.
+        ValueError: If the file is damaged, not a checkpoint, or holds no tensors.
     """
-    if urlparse(checkpoint).scheme in ('http', 'https'):
-        path = download(checkpoint)
+    with local_file(checkpoint) as path:
         try:
-            return read_checkpoint(str(path))
+            return tensors_of(read_file(path))
         except ValueError as error:
+            if scheme_of(checkpoint) in ('', 'file') and not checkpoint.startswith(HUB_PREFIXES):
+                raise
             raise ValueError(f'{error} (its copy is {path}; remove that to fetch it again)') from None
-    path = Path(checkpoint).expanduser()
-    if not path.is_file():
-        raise ValueError('there is no such file' + (', it is a folder' if path.is_dir() else ''))
+
+
+def read_file(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu') -> Any:
+    """What a file holds: tensors by name, or what is around them in one of ``torch.save``.
+
+    Raises:
+        ValueError: If it is damaged or not a checkpoint.
+    """
     with path.open('rb') as file:
-        head = file.read(512).lstrip().lower()
+        head = file.read(512)
+    if head[8:10] == b'{"' or path.suffix == '.safetensors' and not is_text(head):
+        return read_safetensors(path)
     if not head:
         raise ValueError('the file is empty; fetch it again')
-    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
+    if is_text(head) == 'page':
         raise ValueError('the file is a web page, not a checkpoint; fetch it from the link to the '
                          'raw file')
-    if head.startswith(b'version https://git-lfs'):
+    if is_text(head) == 'pointer':
         raise ValueError('the file is a Git LFS pointer, not a checkpoint; run `git lfs pull`')
-    content = read_safetensors(path) if path.suffix == '.safetensors' else read_torch(path)
+    return read_torch(path, restored, map_location)
+
+
+def is_text(head: bytes) -> str:
+    """'page' or 'pointer' for what servers and git give in the place of a file, '' for anything else."""
+    head = head.lstrip().lower()
+    if head.startswith((b'<!doctype', b'<html', b'<?xml')):
+        return 'page'
+    return 'pointer' if head.startswith(b'version https://git-lfs') else ''
+
+
+def tensors_of(content: Any) -> StateDict:
+    """The named tensors of what a file held; ValueError if there are none."""
     for key in ('state_dict', 'model'):  # of mmengine, and of the official training scripts
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise ValueError(f'the file holds a {type(content).__name__}, not a dict of tensors')
+        kind = content.path if isinstance(content, Inert) else type(content).__name__
+        raise ValueError(f'the file holds a {kind}, not a dict of tensors')
     state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
         raise ValueError(f'the file holds no tensors; its keys are {list(content)[:5]}')
@@ -58,23 +85,22 @@ def read_safetensors(path: Path) -> Dict[str, Tensor]:
         raise ValueError(f'the file is damaged or no safetensors file ({error})') from None
 
 
-def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: object = 'cpu',
+def read_torch(path: Path, restored: Mapping[str, Callable] = {}, map_location: object = 'cpu',
                **options: Any) -> Any:
-    """What ``torch.save`` wrote, with an :class:`Inert` in the place of all that is no weight.
+    """What ``torch.save`` wrote, with an :class:`~.restricted.Inert` in the place of all that is no weight.
 
     Training checkpoints hold more than tensors (an argparse Namespace, mmengine's HistoryBuffers),
     which ``weights_only=True`` refuses. Their classes are neither imported nor called here, but for
     those in `restored`, by the name that the file has for them.
     """
+    if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '').lower() in ('1', 'y', 'yes', 'true'):
+        options['weights_only'] = True  # PyTorch then takes no other reader than its own
+    else:
+        options.update(pickle_module=restricted_pickle(restored), weights_only=False)
     try:
-        beside = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # not the zip format; plain weights_only says whether it is the older one
-        beside = []
-    allowed = [(value, name) for name, value in restored.items()]
-    allowed += [(type('Inert', (Inert, ), {}), name) for name in beside if name not in restored]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True, **options)
+        if is_torchscript(path):  # for which torch.load runs the code in it
+            raise pickle.UnpicklingError('it is a TorchScript program')
+        return torch.load(str(path), map_location=map_location, **options)
     except Exception as error:
         # Of PyTorch's several lines, the one that is about this file.
         reason = str(error).split('WeightsUnpickler error:')[-1].strip().split('\n')[0][:200]
@@ -82,11 +108,8 @@ def read_torch(path: Path, restored: Mapping[str, object] = {}, map_location: ob
                          f'({reason or type(error).__name__})') from None
 
 
-class Inert:
-    """Stands for an object of a checkpoint that is not a weight; does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+def is_torchscript(path: Path) -> bool:
+    try:
+        return 'constants.pkl' in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:  # no zip file
+        return False

@@ -18,5 +18,5 @@ model = dict(
 optim_wrapper = dict(
     type='OptimWrapper',  # float32, as in the official recipe
     optimizer=dict(lr=8e-5, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='LayerDecayOptimWrapperConstructor',
+    constructor='cmt_backbones.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=12))

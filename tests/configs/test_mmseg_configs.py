@@ -56,7 +56,8 @@ def load(name):
 
 
 def test_nothing_is_left_out():
-    assert {path.stem for path in FOLDER.glob('*.py')} == {*ADE20K, DEMO}
+    found = {path.stem for path in FOLDER.glob('*.py') if 'dinov3' not in path.stem}  # see test_dinov3_configs.py
+    assert found == {*ADE20K, DEMO}
 
 
 # ------------------------------------------------------------------------- numbers

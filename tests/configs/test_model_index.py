@@ -31,8 +31,8 @@ def test_an_entry_is_about_its_config(entry):
     name, data = entry['Name'], entry['Metadata']
     assert f'/{name}.py' in entry['Config'] and entry['In Collection'].lower() in name
     assert 'Weights' not in entry  # there are none to download
-    assert data.get('Epochs') == (12 if '_1x' in name else 36 if '_3x' in name else None)
-    assert data.get('Iterations') == (160_000 if '_160k' in name else None)
+    assert data.get('Epochs') == (12 if name.endswith(('_1x', '_frozen')) else 36 if '_3x' in name else None)
+    assert data.get('Iterations') == (160_000 if '_160k' in name else 40_000 if '_40k' in name else None)
     assert data['Training Data'] == ('ADE20K' if 'ade20k' in name else 'COCO')
 
 
@@ -43,8 +43,11 @@ def test_metrics_are_marked_as_those_of_others(entry):
         assert 'No published result' in said and 'Metrics From' not in entry['Metadata']
         return
     source = entry['Metadata']['Metrics From']
-    assert 'the README of github.com/facebookresearch' in source if "Facebook's README" in said else (
-        source.startswith('the paper, table ') and f'{source[-7:]}):' in said)
+    if "DINOv3's model card" in said:
+        assert source == 'the model card of github.com/facebookresearch/dinov3'
+    else:
+        assert 'the README of github.com/facebookresearch' in source if "Facebook's README" in said else (
+            source.startswith('the paper, table ') and f'{source[-7:]}):' in said)
     for metrics in (result['Metrics'] for result in entry['Results']):
         for name, value in metrics.items():
             assert f"{value} {name.replace('(ms+flip)', '').replace('mIoU', '')}".strip() in said
@@ -53,7 +56,8 @@ def test_metrics_are_marked_as_those_of_others(entry):
 @pytest.mark.parametrize('name, shape', [
     ('retinanet_cmt_s_1x', (800, 1280)), ('mask_rcnn_cmt_ti_ms_3x', (800, 1280)),
     ('cascade_mask_rcnn_convnext_t_ms_3x', (800, 1280)), ('upernet_cmt_xs_160k_ade20k', (512, 2048)),
-    ('upernet_convnext_b_in22k_160k_ade20k_640', (640, 2560))])
+    ('upernet_convnext_b_in22k_160k_ade20k_640', (640, 2560)),
+    ('retinanet_dinov3_convnext_t_frozen', (800, 1280)), ('linear_dinov3_convnext_t_40k_ade20k', (512, 2048))])
 def test_numbers_are_those_of_the_config(name, shape):
     entry, = (entry for entry in ENTRIES if entry['Name'] == name)
     cfg, data = Config.fromfile(ROOT / entry['Config']), entry['Metadata']
@@ -62,7 +66,8 @@ def test_numbers_are_those_of_the_config(name, shape):
     assert data.get('Iterations') == cfg.train_cfg.get('max_iters')
     assert set(data['Training Techniques']) == {cfg.optim_wrapper.optimizer.type} | (
         {'Mixed Precision Training'} if cfg.optim_wrapper.type == 'AmpOptimWrapper' else set()) | (
-        {'Layer-wise Learning Rate Decay'} if 'constructor' in cfg.optim_wrapper else set())
+        {'Layer-wise Learning Rate Decay'} if 'constructor' in cfg.optim_wrapper else set()) | (
+        {'Frozen Backbone'} if cfg.model.backbone.get('frozen_stages') == 4 else set())
 
     found = count(model_without_memory(cfg), shape)
     assert round(found['params_m'] * 1e6) == data['Parameters']

@@ -1,4 +1,7 @@
 """The classifiers: official logits, what timm checks of its own models, and their weights elsewhere."""
+import json
+import shutil
+
 import pytest
 import timm
 import torch
@@ -6,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from test_cmt import SMALL
 from timm.models import FeatureInfo
+from timm.models._manipulate import adapt_input_conv
 from timm.optim import create_optimizer_v2
 
 import golden_numbers
@@ -13,6 +17,7 @@ from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.classifier import CMTClassifier, arch_of
 from cmt_backbones.models.cmt import ARCHS
 from cmt_backbones.models.scaling import scaled_arch
+from cmt_backbones.weights import resize_table
 from layouts import official_cmt
 from tool import ROOT
 
@@ -194,6 +199,7 @@ def test_the_arch_is_read_off_the_weights(arch):
 @pytest.mark.parametrize('kwargs, message', [
     (dict(img_size=(64, 96)), r'side of the square.*not \(64, 96\)'),
     (dict(img_size=100), 'multiple of 32, not 100'),
+    (dict(global_pool='median'), "global_pool must be one of \\('avg', 'max', .* not 'median'"),
     (dict(global_pool=''), "global_pool='' leaves a map.*must be 0 then, not 5"),
     (dict(arch='huge'), 'arch must be one of'),
 ])
@@ -222,6 +228,82 @@ def test_an_official_file_through_timm(tmp_path):
     at_96, resized = torch.randn(1, 3, 96, 96), load(img_size=96)
     with torch.no_grad():  # resized as it loads, or at every forward: the same
         assert torch.allclose(source.eval()(at_96), resized.eval()(at_96), atol=1e-4)
+
+
+@pytest.fixture(scope='module', params=['ours', 'official'])
+def file_of_timm(request, tmp_path_factory):
+    """A file of a classifier of 5 classes whose tables are for 64x64, and its weights under our names."""
+    torch.manual_seed(0)
+    state = different(timm.create_model('cmt_tiny', img_size=64, num_classes=5).state_dict())
+    path = tmp_path_factory.mktemp('timm') / 'file.pth'
+    torch.save(state if request.param == 'ours' else dict(model=official_cmt(state)), path)
+    return str(path), state
+
+
+WAYS = {  # how timm is told of a file, from its path and its content
+    'file': lambda path: dict(pretrained=True, pretrained_cfg_overlay=dict(file=path)),
+    'state_dict': lambda path: dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=torch.load(path))),
+    'checkpoint_path': lambda path: dict(checkpoint_path=path),
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_timms_ways_fill_the_classifier(way, file_of_timm):
+    path, state = file_of_timm
+    assert same(timm.create_model('cmt_tiny', num_classes=5, img_size=64, **WAYS[way](path)).state_dict(), state)
+    larger = timm.create_model('cmt_tiny', num_classes=5, img_size=96, **WAYS[way](path))
+    wanted = {k: resize_table(v, larger.state_dict()[k].shape) if 'relative_bias' in k else v
+              for k, v in state.items()}
+    assert same(larger.state_dict(), wanted) and wanted['stages.0.relative_bias.table'].shape == (1, 576, 9)
+
+
+def test_timms_adaptations_of_a_file(file_of_timm):
+    path, state = file_of_timm
+    options = dict(img_size=64, **WAYS['file'](path))
+    other = timm.create_model('cmt_tiny', num_classes=7, in_chans=4, **options).state_dict()
+    changed = {k for k, v in state.items() if other[k].shape != v.shape or not torch.equal(other[k], v)}
+    assert changed == {'stem.layers.0.weight', 'head.fc.weight', 'head.fc.bias'}
+    assert torch.equal(other['stem.layers.0.weight'],
+                       adapt_input_conv(4, state['stem.layers.0.weight']))
+    features = timm.create_model('cmt_tiny', features_only=True, out_indices=(1, 2), **options).model.state_dict()
+    assert features and all(torch.equal(v, state[k]) for k, v in features.items())
+    pooled = timm.create_model('cmt_tiny', num_classes=5, global_pool='catavgmax', **options)
+    assert torch.equal(pooled.state_dict()['head.conv.weight'], state['head.conv.weight'])
+    assert pooled.head.fc.weight.shape == (5, 2560)
+
+
+def test_a_local_folder_of_timm(file_of_timm, tmp_path):
+    path, state = file_of_timm
+    (tmp_path / 'config.json').write_text(json.dumps(dict(
+        architecture='cmt_tiny', num_classes=5, pretrained_cfg=dict(num_classes=5, input_size=[3, 64, 64]))))
+    shutil.copy(path, tmp_path / 'pytorch_model.bin')
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, img_size=64)
+    assert same(model.state_dict(), state)
+
+
+@pytest.mark.parametrize('options, error, message', [
+    (dict(pretrained=True, pretrained_cfg_overlay=dict(file='resnet.pth')), ValueError, 'no known layout among its 1'),
+    (dict(pretrained=True, pretrained_cfg_overlay=dict(file='none.pth')), OSError, 'there is no such file'),
+    (dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict={'conv1.weight': torch.zeros(3)})), ValueError,
+     "cannot load timm's weights into the classifier: no known layout"),
+    (dict(features_only=True, checkpoint_path='small.pth'), ValueError,
+     r'timm loads a checkpoint_path into the wrapper of features_only.*use pretrained=True'),
+    (dict(num_classes=7, checkpoint_path='small.pth'), RuntimeError, 'size mismatch for head.fc.weight'),
+])
+def test_timms_ways_refuse_in_a_line(options, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'conv1.weight': torch.zeros(3)}, 'resnet.pth')
+    torch.save(small().state_dict(), 'small.pth')
+    with pytest.raises(error, match=message):
+        timm.create_model('cmt_tiny', **{'arch': SMALL, 'num_classes': 5, **options})
+
+
+@pytest.mark.parametrize('pool, width', [('max', 1), ('avgmax', 1), ('catavgmax', 2)])
+def test_other_pooling(pool, width):
+    model = small(global_pool=pool)
+    x = torch.randn(2, 3, 64, 64)
+    assert model.head_hidden_size == width * 1280 and model(x).shape == (2, 5)
+    assert model.forward_head(model.forward_features(x), pre_logits=True).shape == (2, width * 1280)
 
 
 def test_heads_that_do_not_fit(tmp_path):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden_numbers
 from cmt_backbones import CMT
-from cmt_backbones.models import relative_bias
+from cmt_backbones.models import attention
 from cmt_backbones.weights import convert
 from layouts import official_cmt
 
@@ -32,7 +32,7 @@ def golden_model(arch, golden):
     *((arch, name, 0) for arch, name in RESIZED.items()),  # attention by queries, as for large images
 ], ids=str)
 def test_outputs_and_gradients_are_the_official_ones(arch, name, small_attention, monkeypatch):
-    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
+    monkeypatch.setattr(attention, 'SMALL_ATTENTION', small_attention)
     golden = golden_numbers.load(name)
     seed, x = int(golden['seed']), golden_numbers.images(golden)
     model = golden_model(arch, golden)
@@ -149,7 +149,7 @@ def step(model, x):
 @pytest.mark.parametrize('kwargs', [{}, dict(drop_path_rate=.5), dict(norm_eval=True), dict(frozen_stages=2)],
                          ids=str)
 def test_checkpointing_changes_nothing(kwargs, small_attention, monkeypatch):
-    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
+    monkeypatch.setattr(attention, 'SMALL_ATTENTION', small_attention)
     x = torch.randn(2, 3, 64, 96)
     plain, checkpointed = small(**kwargs), small(**kwargs, with_cp=True)
     (outs, grads), (outs_cp, grads_cp) = step(plain.train(), x), step(checkpointed.train(), x)

@@ -65,3 +65,28 @@ def test_training_it_is_an_error(family, arch):
 def test_a_norm_does_not_fold_into_padding():
     with pytest.raises(ValueError, match='only into a convolution without padding'):
         folding.fold_norm_before(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1))
+
+
+@pytest.mark.parametrize('deployed', [False, True])
+@torch.no_grad()
+def test_fuse_conv_bn_of_mmcv_changes_nothing(deployed):
+    """It goes by the order of children, and a norm of CMT that stands behind a GELU folds into nothing."""
+    fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
+    torch.manual_seed(0)
+    model = varied(CMT(CMT_ARCH))
+    order = list(model.state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    expected = model(x)
+    if deployed:
+        model.switch_to_deploy()
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert fuse_conv_bn(model) is model
+    left = [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    behind_gelu = {f'stages.{i}.blocks.{j}.ffn.norm{n}' for i, depth in enumerate((1, 1, 2, 1)) for j in range(depth)
+                   for n in ((1, ) if deployed else (1, 2))}
+    behind_gelu |= {f'stem.layers.{i}' for i in ((2, 5) if deployed else (2, 5, 8))}
+    assert set(left) == behind_gelu and (deployed or len(left) < norms)
+    for out, want in zip(model(x), expected):
+        assert (out - want).norm() < 1e-5 * want.norm()
+    assert list(CMT(CMT_ARCH).state_dict()) == order and order[:2] == ['stem.layers.0.weight', 'stem.layers.0.bias']
+    assert order.index('stages.0.blocks.0.ffn.expand.weight') < order.index('stages.0.blocks.0.ffn.norm1.weight')

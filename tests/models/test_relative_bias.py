@@ -3,11 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from cmt_backbones.models import relative_bias
-from cmt_backbones.models.attention import AttentionByQueries, attention
-from cmt_backbones.models.relative_bias import BiasFactors, RelativeBias, bicubic_matrix
+from cmt_backbones.models.relative_bias import RelativeBias, bicubic_matrix
 
 sides = st.integers(1, 12)
 grids = st.tuples(sides, sides)
@@ -39,33 +36,6 @@ def test_factors_are_the_resized_table(native_q, native_k, query_grid, key_grid,
     assert relative_error(factors.query @ factors.key.T, whole(bias, query_grid, key_grid)) < 1e-5
 
 
-def test_the_whole_bias_only_where_it_is_there_or_small_and_needs_no_gradient():
-    bias = RelativeBias(2, (6, 4), (3, 2))
-    native, small, large = ((6, 4), (3, 2)), ((9, 8), (3, 4)), ((40, 60), (10, 12))
-    for grids in (native, small, large):
-        assert isinstance(bias(*grids), BiasFactors)
-    with torch.no_grad():
-        assert torch.equal(bias(*native), bias.table[None]) and not bias(*native).requires_grad
-        assert relative_error(bias(*small)[0], whole(bias, *small)) < 1e-5
-        assert isinstance(bias(*large), BiasFactors)
-
-
-@given(st.integers(1, 2), st.integers(1, 700), st.integers(1, 9), st.integers(1, 2**13))
-def test_attention_by_queries_is_attention(batch, n, m, band_size):
-    bias = BiasFactors(torch.randn(2, n, 4, requires_grad=True), torch.randn(m, 4))
-    q, k, v = (torch.randn(batch, 2, length, 5, requires_grad=True) for length in (n, m, m))
-    outs, grads, probe = [], [], torch.randn_like(q)
-    for small_attention in (2**18, 0):  # on wider heads; by queries
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(relative_bias, 'BAND_SIZE', band_size)
-            patch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
-            outs.append(attention(q, k, v, bias))
-            grads.append(torch.autograd.grad((outs[-1] * probe).sum(), (q, k, v, bias.query)))
-    assert relative_error(outs[1], outs[0]) < 1e-5
-    for got, want in zip(*reversed(grads)):
-        assert (got - want).norm() < 1e-5 * (want.norm() + probe.norm())
-
-
 @pytest.mark.parametrize('interpolation', ['geometric', 'flat'])
 def test_native_grid_is_not_resized(interpolation):
     bias = RelativeBias(2, (6, 4), (3, 2), interpolation)
@@ -85,54 +55,6 @@ def test_flat_mixes_up_columns_and_geometric_does_not():
         got = (factors.query @ factors.key.T)[0]
         correlation = torch.corrcoef(torch.stack([got.flatten(), expected.flatten()]))[0, 1]
         assert correlation > bound if interpolation == 'geometric' else correlation < bound
-
-
-@pytest.mark.parametrize('way', [attention, lambda q, k, v, bias: AttentionByQueries.apply(q, k, v, *bias)],
-                         ids=['wider heads', 'by queries'])
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), grids, st.integers(1, 10))
-def test_attention_and_its_gradients_are_those_with_the_whole_bias(way, batch, heads, d, query_grid, m):
-    n, m0 = query_grid[0] * query_grid[1], 6
-    factors = BiasFactors(torch.randn(heads, n, m0, dtype=torch.double),
-                          torch.randn(m, m0, dtype=torch.double))
-    q, k, v = (torch.randn(batch, heads, length, d, dtype=torch.double) for length in (n, m, m))
-    inputs = [x.requires_grad_() for x in (q, k, v, *factors)]
-    out = way(q, k, v, factors)
-    expected = torch.softmax(q @ k.mT / d**.5 + factors.query @ factors.key.T, dim=-1) @ v
-    assert relative_error(out, expected) < 1e-12
-    probe = torch.randn_like(out)
-    for got, want in zip(torch.autograd.grad((out * probe).sum(), inputs),
-                         torch.autograd.grad((expected * probe).sum(), inputs)):
-        assert torch.allclose(got, want, rtol=1e-9, atol=1e-10)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements that any operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
-
-
-@pytest.mark.parametrize('small_attention', [2**30, 0], ids=['wider heads', 'by queries'])
-def test_nothing_of_size_n_by_m_is_made(small_attention, monkeypatch):
-    monkeypatch.setattr(relative_bias, 'SMALL_ATTENTION', small_attention)
-    monkeypatch.setattr(relative_bias, 'BAND_SIZE', 256 * 24 * 32)
-    bias = RelativeBias(1, (8, 8), (2, 2))
-    query_grid, key_grid = (48, 64), (24, 32)
-    n, m, d = 48 * 64, 24 * 32, 12
-    q, k, v = (torch.randn(1, 1, length, d, requires_grad=True) for length in (n, m, m))
-    with LargestTensor() as largest:
-        attention(q, k, v, bias(query_grid, key_grid)).square().sum().backward()
-    assert bias.table.grad.abs().sum() > 0
-    assert largest.elements <= n * 8 * 8  # the rows of the resize; wider heads and a band are no more
-    assert n * m > 10 * largest.elements
 
 
 @given(st.integers(1, 30), st.integers(1, 90))

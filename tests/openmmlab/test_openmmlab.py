@@ -1,16 +1,20 @@
-"""Checkpoints, randomness and processes on the OpenMMLab versions at hand."""
+"""Checkpoints of mmengine on the versions at hand: by its own reader, and by ours, which runs nothing."""
+import argparse
+import collections
+import datetime
 import os
-import pickle
+import pathlib
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-import cmt_backbones  # noqa: F401  (registers the loaders)
 from cmt_backbones import openmmlab
+from cmt_backbones.openmmlab import checkpoints
 
 
 def run_checkpoint():
@@ -23,16 +27,50 @@ def run_checkpoint():
             'message_hub': {'log_scalars': {'train/loss': buffer}, 'runtime_info': {'lr': np.float64(.1)}}}
 
 
-def test_our_own_checkpoints_come_back_whole(tmp_path):
-    torch.save(run_checkpoint(), tmp_path / 'epoch_2.pth')
-    with pytest.raises(pickle.UnpicklingError):  # the fault that this is for
-        torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
-    content = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_2.pth'), map_location='cpu')
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'before torch 1.6'])
+@pytest.mark.parametrize('read', [openmmlab.load_from_disk, CheckpointLoader.load_checkpoint],
+                         ids=['ours', "mmengine's"])
+def test_our_own_checkpoints_come_back_whole(read, zipped, tmp_path):
+    torch.save(run_checkpoint(), tmp_path / 'epoch_2.pth', _use_new_zipfile_serialization=zipped)
+    content = read(str(tmp_path / 'epoch_2.pth'), map_location='cpu')
     assert torch.equal(content['state_dict']['backbone.weight'], torch.arange(3.))
     assert content['meta'] == run_checkpoint()['meta']
     buffer = content['message_hub']['log_scalars']['train/loss']
     assert buffer.statistics('mean') == 2 and buffer.statistics('max') == 3 and buffer.current() == 2
     assert content['message_hub']['runtime_info']['lr'] == .1
+
+
+def test_what_a_project_keeps_beside_them(tmp_path):
+    kept = dict(args=argparse.Namespace(lr=.1, sizes=[1, 2]), path=pathlib.Path('a/b'),
+                last=collections.deque([1, 2], 3), counts=collections.defaultdict(int, a=1),
+                objects=np.array([{'a': 1}, None], dtype=object),
+                table=np.zeros(2, dtype=[('x', 'f4'), ('y', 'i8')]), many={1, 2}, few=frozenset([3]), part=slice(1, 5),
+                blob=b'\x00\xff', number=1j, device=torch.device('cpu'), kind=torch.bfloat16, size=torch.Size([1, 2]))
+    torch.save(dict(run_checkpoint(), kept=kept), tmp_path / 'epoch_2.pth')
+    found = openmmlab.load_from_disk(str(tmp_path / 'epoch_2.pth'))['kept']
+    assert found.keys() == kept.keys()
+    for key, value in kept.items():
+        assert type(found[key]) is type(value), key
+        equal = (np.array_equal if isinstance(value, np.ndarray) else lambda a, b: a == b)
+        assert equal(found[key], value), key
+
+
+def test_what_cannot_be_restored_is_named_and_left_out(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoints, 'print_log', lambda message, *args: told.append(message))
+    content = run_checkpoint()
+    content['message_hub']['runtime_info']['started'] = datetime.datetime(2026, 1, 1)
+    content['stages'] = [(1, Code(os.getpid)), argparse.Namespace(model=torch.nn.Linear(1, 1), lr=1)]
+    torch.save(content, tmp_path / 'epoch_2.pth')
+    found = openmmlab.load_from_disk(str(tmp_path / 'epoch_2.pth'))
+    assert 'started' not in found['message_hub']['runtime_info']
+    assert found['stages'] == [(1, None), argparse.Namespace(lr=1)]
+    torch.save(found, tmp_path / 'again.pth')
+    message, = told
+    assert message.startswith(f'{tmp_path}/epoch_2.pth: left out, since no code')
+    assert 'message_hub.runtime_info.started (a datetime.datetime)' in message
+    assert 'stages[0][1] (a posix.getpid)' in message
+    assert 'stages[1].model (a torch.nn.modules.linear.Linear)' in message
 
 
 class Code:
@@ -44,26 +82,16 @@ class Code:
         return self.call
 
 
-class Attribute:
-    """Pickles as `getattr(HistoryBuffer, name)`."""
-
-    def __init__(self, owner, name):
-        self.call = getattr, (owner, name)
-
-    def __reduce__(self):
-        return self.call
-
-
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'before torch 1.6'])
 @pytest.mark.parametrize('content', [
-    Code(eval, "open('FIRED', 'w')"), Code(os.mkdir, 'FIRED'), Attribute(HistoryBuffer, '__init__'),
-    Attribute(np.dtype('f4'), 'newbyteorder'), Code(getattr, Attribute(HistoryBuffer, 'min'), '__globals__')],
+    Code(eval, "open('FIRED', 'w')"), Code(os.mkdir, 'FIRED'), Code(getattr, HistoryBuffer, '__init__'),
+    Code(getattr, np.dtype('f4'), 'newbyteorder'), Code(getattr, Code(getattr, HistoryBuffer, 'min'), '__globals__')],
     ids=['eval', 'system', 'private attribute', 'foreign attribute', 'globals'])
-def test_a_checkpoint_never_runs_code(content, tmp_path, monkeypatch):
+def test_a_checkpoint_never_runs_code(content, zipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({**run_checkpoint(), 'extra': content}, 'epoch_2.pth')
+    torch.save({**run_checkpoint(), 'extra': content}, 'epoch_2.pth', _use_new_zipfile_serialization=zipped)
     try:
-        loaded = CheckpointLoader.load_checkpoint('epoch_2.pth', map_location='cpu')
-        assert type(loaded['extra']).__name__ == 'Inert'
+        assert 'extra' not in openmmlab.load_from_disk('epoch_2.pth', map_location='cpu')
     except ValueError as error:
         assert 'holds code' in str(error)
     assert not (tmp_path / 'FIRED').exists()
@@ -71,7 +99,14 @@ def test_a_checkpoint_never_runs_code(content, tmp_path, monkeypatch):
 
 def test_a_missing_checkpoint():
     with pytest.raises(FileNotFoundError, match='nowhere.pth cannot be found'):
-        CheckpointLoader.load_checkpoint('nowhere.pth')
+        openmmlab.load_from_disk('nowhere.pth')
+
+
+def test_configs_of_a_package_in_another_distribution(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'a-distribution-that-is-not-there')
+    (tmp_path / 'config.py').write_text("_base_ = 'mmseg::_base_/models/fcn_unet_s5-d16.py'")
+    assert openmmlab.config_from_file(tmp_path / 'config.py').model.type == 'EncoderDecoder'
+    assert MODULE2PACKAGE['mmseg'] == 'a-distribution-that-is-not-there'
 
 
 def test_only_torchrun_starts_cpu_processes():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 from mmdet.registry import DATASETS, METRICS, MODELS as DETECTORS
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, pseudo_collate
@@ -21,7 +22,8 @@ from mmseg.registry import MODELS as SEGMENTORS
 
 import processes
 import small_runs
-from cmt_backbones.openmmlab import CPUDistributedDataParallel, load_from_disk, prepare_cpu_processes
+from cmt_backbones.openmmlab import CPUDistributedDataParallel, ended_in_order, load_from_disk, prepare_cpu_processes
+from cmt_backbones.openmmlab.processes import give_gradients_the_strides_of_parameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +31,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     return small_runs.draw(tmp_path_factory.mktemp('scenes') / 'shapes', images=6, val=5)
+
+
+def test_gradients_get_the_strides_of_their_parameters():
+    """Of which DDP would warn once a run; depthwise weights have others from channels-last data."""
+    conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    x = torch.rand(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    before, = torch.autograd.grad(conv(x).sum(), conv.weight)
+    assert before.stride() != conv.weight.stride()
+    give_gradients_the_strides_of_parameters(conv)
+    conv(x).sum().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride() and torch.equal(conv.weight.grad, before)
 
 
 # ---------------------------------------------------------------------------- numbers
@@ -150,6 +163,27 @@ def test_two_processes_compute_what_one_does(scenes, free_port, tmp_path):
     order = lambda found: (found['image_id'], found['score'])  # noqa: E731
     assert sorted(one, key=order) == sorted(two, key=order)  # each image once
     assert len({found['image_id'] for found in two}) == 5
+
+
+def end(rank, folder):
+    """A group that ends after its work, and one that an error of the first process breaks off."""
+    for kind in ('finished', 'error'):
+        torch.distributed.init_process_group('gloo', f'file://{folder}/{kind}', rank=rank, world_size=2)
+        if kind == 'finished':
+            with ended_in_order():
+                torch.distributed.broadcast(torch.ones(100), 0)
+        else:
+            with pytest.raises(RuntimeError, match='of the first' if rank == 0 else ''), ended_in_order(patience=5):
+                if rank == 0:
+                    raise RuntimeError('of the first')
+                torch.distributed.barrier()  # for which the first does not come
+        assert not torch.distributed.is_initialized()
+    with ended_in_order():
+        pass  # without a group
+
+
+def test_groups_end_however_their_work_does(tmp_path):
+    torch.multiprocessing.spawn(end, (tmp_path, ), nprocs=2)
 
 
 # ---------------------------------------------------------------------------- commands

@@ -14,28 +14,30 @@ MAY_IMPORT = {
     'versions': set(),
     'registration': set(),
     'weights': set(),
-    'models': {'weights', 'registration'},
+    'models': {'weights', 'registration', 'versions'},
     'classifier': {'models'},
     'openmmlab': {'models', 'weights', 'registration'},
-    'data': {'openmmlab', 'models', 'weights'},
+    'data': set(),
     'training': {'data', 'openmmlab', 'models', 'weights', 'registration'},  # classifiers are trained on data
-    'analysis': {'openmmlab', 'models', 'weights'},
-    'visualization': {'openmmlab', 'models', 'weights'},
-    'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a file says the version that wrote it
+    'analysis': {'models', 'weights'},
+    'visualization': {'openmmlab', 'models'},
+    'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
+    'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
-    '__main__': {'__init__'},
+    '__main__': {'__init__', 'models', 'openmmlab'},
 }
 # Beside torch, numpy, mmengine and Python's own; of `models` what classifier.py alone may have.
 OTHERS = {
-    'weights': {'safetensors'},
+    'weights': {'safetensors', 'filelock', 'huggingface_hub', 'timm'},  # filelock is torch's; the rest for names
     'models': {'timm'},
     'openmmlab': {'mmcv', 'mmdet', 'mmseg', 'pkg_resources', 'torchvision'},
     'data': {'cv2', 'tqdm', 'timm', 'torchvision', 'PIL', 'pycocotools'},
     'training': {'timm', 'tqdm'},
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
-    'export': {'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision', 'cv2',
-               'PIL', 'tqdm'},
+    'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
+               'cv2', 'PIL', 'tqdm'},
+    'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},
 }
 EVERYWHERE = {'torch', 'numpy', 'mmengine'}
@@ -121,10 +123,18 @@ def test_the_rooms_stand_in_an_order():
 
 
 def test_no_module_needs_itself_to_be_imported():
-    """Also within a room. The package is needed by all within it, and runs first: what it imports counts."""
-    graph = {name: ours(imports(path, everywhere=False)) - {name} for name, path in MODULES.items()}
+    """Also within a room. What a module imports comes after the packages around that, which run first."""
+    graph = {}
+    for name, path in MODULES.items():
+        needed = {parent for other in ours(imports(path, everywhere=False)) for parent in with_parents(other)}
+        graph[name] = needed - {*with_parents(name)}
     assert sum(map(len, graph.values())) > 50
     assert not circle(graph)
+
+
+def with_parents(name):
+    parts = name.split('.')
+    return ['.'.join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 def circle(graph):
@@ -171,13 +181,17 @@ def test_a_file_has_one_idea_and_a_command_is_short():
 
 def test_commands_import_no_other_command_and_tests_reach_into_none():
     names = {path.stem for path in (ROOT / 'tools').glob('*.py')}
+    others = names - {'test'}  # which is Python's own, too
     for path in (ROOT / 'tools').glob('*.py'):
-        assert not {name.split('.')[0] for name in imports_of_script(path)} & (names - {'test'}), path.name
+        assert not {name.split('.')[0] for name in imports_of_script(path)} & others, path.name
     for path in (ROOT / 'tests').rglob('*.py'):
         text = path.read_text(encoding='utf-8')
-        loaded = {*re.findall(r"\bload\('(\w+)'\)", text)} & names
-        assert loaded <= {'setup_env'}, path.name  # which runs before the package is there
-        assert not {name.split('.')[0] for name in imports_of_script(path)} & (names - {'test'}), path.name
+        used = re.findall(r"\bload\('(\w+)'\)\.(\w+)", text)
+        for variable, command in re.findall(r"^(\w+) = (?:tool\.)?load\('(\w+)'\)$", text, re.MULTILINE):
+            used += [(command, name) for name in re.findall(rf"(?<![\w/'.-]){variable}\.(\w+)", text)]
+        # setup_env runs before the package is there, and holds what it needs itself.
+        assert {name for command, name in used if command != 'setup_env'} <= {'main'}, path.name
+        assert not {name.split('.')[0] for name in imports_of_script(path)} & others, path.name
         assert path.name == 'test_rooms.py' or 'sys.modules.setdefault' not in text, path.name
 
 

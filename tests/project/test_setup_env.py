@@ -17,17 +17,24 @@ setup_env = load('setup_env')
 Usage = namedtuple('Usage', 'total used free')
 
 
-@pytest.mark.parametrize('version', [(2, 7), (3, 9), (3, 13)])
+@pytest.mark.parametrize('version', [(2, 7), (3, 9), (3, 14)])
 def test_unsupported_pythons(version):
     told = (rf'Python {version[0]}.{version[1]} is not supported: '
-            r'install Python 3.10 to 3.12 and call `make PYTHON=python3.12`')
+            r'install Python 3.10 to 3.13 and call `make PYTHON=python3.13`')
     with pytest.raises(setup_env.SetupError, match=told):
         setup_env.check_python(version)
 
 
-@pytest.mark.parametrize('version', [(3, 10), (3, 11), (3, 12)])
+@pytest.mark.parametrize('version', [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_supported_pythons(version):
     setup_env.check_python(version)
+
+
+def test_mmcv_does_not_build_on_the_newest_python():
+    with pytest.raises(setup_env.SetupError, match='does not build on Python 3.13 .*leave out OPERATORS=compiled'):
+        setup_env.check_compiled('openmmlab', (3, 13))
+    setup_env.check_compiled('openmmlab', (3, 12))
+    setup_env.check_compiled('onedl', (3, 13))
 
 
 def test_too_little_disk(tmp_path):
@@ -60,19 +67,38 @@ def test_errors_are_one_line(tmp_path):
     assert run.stderr.startswith('set-up: ') and run.stderr.count('\n') == 1 and 'GB are needed' in run.stderr
 
 
-@pytest.mark.parametrize('stack, mmcv', [('openmmlab', 'mmcv=='), ('onedl', 'onedl-mmcv==')])
-def test_a_finished_environment_is_left_alone(stack, mmcv, tmp_path, monkeypatch):
+@pytest.fixture
+def calls(monkeypatch):
+    """The commands that a set-up would run, by their words."""
     calls = []
-    monkeypatch.setattr(setup_env, 'run', lambda command, **kwargs: calls.append(command))
-    monkeypatch.setattr(setup_env, 'mmcv_wheel',
-                        lambda python, requirement, cache: Path(requirement + '.whl'))
-    monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir() or venv / 'bin/python')
-    arguments = stack, tmp_path / '.venv', tmp_path / 'cache'
-    setup_env.set_up(*arguments)
-    assert str(calls[1][-1]).startswith(mmcv)
-    calls.clear()
-    setup_env.set_up(*arguments)
-    assert calls == []
+    monkeypatch.setattr(setup_env, 'run', lambda command, **kwargs: calls.append([str(word) for word in command]))
+    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda python, requirement, cache: (Path(requirement + '.whl'), ''))
+    monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir(exist_ok=True) or venv / 'bin/python')
+    return calls
+
+
+@pytest.mark.parametrize('stack, mmcv, compiled', [('openmmlab', 'mmcv-lite==', 'mmcv=='),
+                                                   ('onedl', 'onedl-mmcv==', 'onedl-mmcv==')])
+def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack: None)
+
+    def set_up(operators):
+        calls.clear()
+        setup_env.set_up(stack, operators, tmp_path / '.venv', tmp_path / 'cache')
+        return calls
+
+    def of_mmcv():
+        return [[word for word in call if re.match(r'(onedl-)?mmcv(-lite)?==', word)] for call in calls]
+
+    removed, alone, rest, _ = set_up(None)
+    assert removed[3:5] == ['uninstall', '--disable-pip-version-check'] and {'mmcv', 'mmcv-lite'} <= set(removed)
+    assert alone[-1].startswith(mmcv) and '--no-cache-dir' in alone and of_mmcv()[2] == []
+    assert any(word.startswith('torch==') for word in rest)
+    assert set_up(None) == set_up('torchvision') == []
+
+    assert set_up('compiled')[2][-1].startswith(compiled) and of_mmcv()[1] == []
+    assert set_up(None) == []
+    assert set_up('torchvision')[1][-1].startswith(mmcv)
 
 
 def test_a_wheel_for_another_torch_is_never_used(tmp_path):
@@ -84,7 +110,8 @@ def test_a_wheel_for_another_torch_is_never_used(tmp_path):
     for wheel in (tmp_path / f'mmcv-9.9-torch0.1-cp{tag}-cpu' / 'mmcv-9.9.whl', fits):
         wheel.parent.mkdir()
         wheel.touch()
-    assert setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path) == fits
+    wheel, operators = setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path)
+    assert wheel == fits and operators.startswith("mmcv's own, compiled for CPUs ")
 
 
 @pytest.mark.parametrize('stack', setup_env.STACKS)
@@ -97,9 +124,20 @@ def test_a_stack_is_pinned_whole(stack):
 def test_what_is_installed_is_what_is_pinned():
     stack = 'onedl' if is_installed('onedl-mmcv') else 'openmmlab'
     text = '\n'.join(file.read_text() for file in setup_env.requirements_of(stack))
+    if is_installed('mmcv'):  # OPERATORS=compiled
+        text = text.replace('mmcv-lite==', 'mmcv==')
     exact = re.findall(r'^([\w-]+)==([\w.]+)', text, re.MULTILINE)
     assert len(exact) > 6
     assert {name: version(name).split('+')[0] for name, _ in exact} == dict(exact)
+
+
+def test_progress_of_an_installation():
+    log = ('Collecting torch==2.11.0\n  Downloading torch-2.11.0-cp311-cp311-x.whl (531 MB)\nCollecting wheel\n'
+           '  Using cached wheel-0.46.1-py3-none-any.whl (22 kB)\n'
+           '  Downloading torch-2.11.0-cp311-cp311-x.whl.metadata (29 kB)\n')
+    assert setup_env.fetched('') == 'looking up versions'
+    assert setup_env.fetched(log) == '2 packages, 531 MB fetched; last wheel (22 kB)'
+    assert setup_env.fetched(log + 'Installing collected packages: torch') == 'unpacking'
 
 
 def test_progress_of_a_build():

@@ -1,17 +1,21 @@
 """Runs that are interrupted and resumed, and what they leave on the disk."""
+import logging
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.fileio import get_file_backend
+from mmengine.hooks import Hook
 from mmengine.registry import TRANSFORMS
 
 from cmt_backbones.openmmlab import load_from_disk
-from cmt_backbones.training import resuming
+from cmt_backbones.training import interruption, resuming
 from small_runs import At, assert_same, detector, draw, segmentor, sigterm, train
 
 ROOT = Path(__file__).parents[2]
@@ -176,23 +180,6 @@ def test_a_note_of_the_last_checkpoint_may_be_torn(tmp_path):
         assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
 
 
-def test_files_are_written_aside(tmp_path, monkeypatch):
-    backend, path = get_file_backend(str(tmp_path)), tmp_path / 'folder' / 'epoch_1.pth'
-    backend.put(b'old', path)
-
-    def no_space(descriptor):
-        raise OSError('No space left on device')
-
-    monkeypatch.setattr('os.fsync', no_space)
-    with pytest.raises(OSError, match='No space left'):
-        backend.put(b'new', path)
-    assert path.read_bytes() == b'old'
-    monkeypatch.undo()
-    backend.put(b'new', path)
-    backend.put_text('text', tmp_path / 'note')
-    assert path.read_bytes() == b'new' and (tmp_path / 'note').read_text() == 'text'
-
-
 # ---------------------------------------------------------------------------- randomness
 
 
@@ -211,3 +198,47 @@ def test_random_streams_are_functions_of_where_a_run_is():
         resuming.seed_everything(*stream)
         streams.append(draws())
     assert all(a != b for i, a in enumerate(streams) for b in streams[:i])
+
+
+# ---------------------------------------------------------------------------- Ctrl-C
+
+
+def test_ctrl_c_and_resume_tells_the_right_batches(scenes, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        train(detector(scenes, tmp_path, 2),
+              At('before_train_iter', 2, lambda runner: os.kill(os.getpid(), signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert stopped.value.code == 130
+    assert load_from_disk(str(tmp_path / 'interrupted.pth'))['meta']['iter'] == 3
+    cfg = detector(scenes, tmp_path, 0)
+    cfg.resume, counted = True, CountedBatches()
+    train(cfg, counted)
+    assert counted.batches == [3, 4, 0, 1, 2, 3, 4]  # of two epochs of five
+
+
+class CountedBatches(Hook):
+
+    def __init__(self):
+        self.batches = []
+
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        self.batches.append(batch_idx)
+
+
+@pytest.mark.parametrize('whose', ['run', 'worker'])
+def test_a_second_ctrl_c_ends_at_once(whose):
+    process = os.fork()
+    if process == 0:
+        if whose == 'run':
+            hook = interruption.SaveOnSigterm()
+            hook.logger = logging.getLogger('test')
+            signal.signal(signal.SIGINT, hook.request)
+        else:
+            interruption.heed_own_process(None, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(.01)  # a Python handler runs between two instructions
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGINT

@@ -132,3 +132,29 @@ def test_predictions_of_something_else_are_refused_with_a_reason(shapes, tmp_pat
     assert 'more than the 5 classes' in refusal(predictions)
     with pytest.raises(SystemExit, match='there is no file'):
         tool.run('draw_detections', shapes, 'nowhere.pkl', '--out', tmp_path / 'o')
+
+
+def test_photos_of_phones_become_pictures_for_people():
+    image = np.zeros((3024, 4032, 3), np.uint8)
+    box = np.array([[1000., 500, 3000, 2500]])
+    picture = detections.draw(image, dict(bboxes=box, labels=np.array([1])), ('a', 'b'), 'truth')
+    assert picture.size == (1600, 1200 + 24)
+    edge = np.asarray(picture)[24 + 500, :, :].max(1)
+    assert abs(np.flatnonzero(edge > 200)[0] - 1000 * 1600 / 4032) <= 2
+    cell = detections.draw(image, dict(bboxes=box, labels=np.array([1])), ('a', 'b'), 'truth', 640)
+    assert cell.size == (640, 480 + 24)
+
+
+def test_masks_of_one_class_are_told_apart():
+    alike = detections.colours_of([3] * 6, apart=False)
+    shades = detections.colours_of([3, 1, 3, 3, 3, 1], apart=True)
+    assert len({*alike}) == 1 and shades[0] == alike[0]
+    assert min(np.abs(np.subtract(shades[i], shades[j])).sum()
+               for i, j in ((0, 2), (0, 3), (2, 3), (2, 4), (3, 4), (1, 5))) > 60
+
+
+def test_a_title_fits_over_a_narrow_picture():
+    from cmt_backbones.visualization.panels import titled
+    wide, narrow = (np.asarray(titled(np.zeros((9, width, 3), np.uint8), 'detections (score ≥ 0.4)'))[:24]
+                    for width in (400, 160))
+    assert (narrow[:, -4:] == 255).all() and (narrow < 128).any() and (wide < 128).any()

@@ -8,5 +8,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160000)
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'))
+# A checkpoint is whole or not there, whatever ends the process that writes it.
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='mIoU', backend_args=dict(backend='whole')))
 auto_scale_lr = dict(enable=False, base_batch_size=16)

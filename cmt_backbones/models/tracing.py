@@ -1,0 +1,33 @@
+"""Who is looking at the computation: a compiler, a function transform, autocast."""
+import torch
+from torch import Tensor
+
+from ..versions import is_compiling
+
+BY_DEVICE = hasattr(torch, 'get_autocast_dtype')  # from PyTorch 2.4 on
+
+
+def computes_plainly() -> bool:
+    """Whether a compiler or a transform of ``torch.func`` looks at the operations, and needs PyTorch's own.
+
+    A compiler decides by itself what to compute again; ``vmap``, ``vjp`` and ``grad`` take no forced memory
+    formats, no hooks on what is saved, and no function that writes into its results.
+    """
+    return is_compiling() or torch.jit.is_tracing() or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` is at work: ``grad``, ``vjp``, ``vmap``, ``jvp``."""
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which matrix products of x are computed: its own, or autocast's."""
+    device = x.device.type
+    if device not in ('cpu', 'cuda') or x.dtype == torch.double:
+        return x.dtype
+    if BY_DEVICE:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype

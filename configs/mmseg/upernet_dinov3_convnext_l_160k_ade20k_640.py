@@ -1,0 +1,14 @@
+"""UperNet with ConvNeXt-L of DINOv3 (arXiv 2508.10104) on ADE20K: 640x640, 160k iterations.
+
+The recipe is that of upernet_convnext_l_in22k_160k_ade20k_640.py, so that the two differ in where they start.
+Its weights are under the DINOv3 License (github.com/facebookresearch/dinov3, LICENSE.md), and so is what is
+trained from them.
+
+No published result. 8 GPUs x 2 images:
+
+    tools/dist_train.sh configs/mmseg/upernet_dinov3_convnext_l_160k_ade20k_640.py 8
+"""
+_base_ = './upernet_convnext_l_in22k_160k_ade20k_640.py'
+
+checkpoint = 'hf-hub:timm/convnext_large.dinov3_lvd1689m'  # or Meta's own file, which has the same weights
+model = dict(backbone=dict(init_cfg=dict(checkpoint=checkpoint)))
