@@ -49,7 +49,7 @@ def test_a_backbone_of_any_size(checkpoint, tmp_path, capsys):
     config, weights, model = checkpoint
     out = str(tmp_path / 'backbone.onnx')
     tool.run('export_onnx', config, weights, '--out', out, '--backbone-only', '--dynamic', '--shape', '96', '160')
-    assert f'{out} at 128x256: differs' in capsys.readouterr().out
+    assert f'{out} by onnxruntime at 128x256: differs' in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob('*.onnx*')] == ['backbone.onnx']  # weights included
     for height, width in [(64, 64), (96, 160), (224, 128)]:
         image = torch.randn(1, 3, height, width)
