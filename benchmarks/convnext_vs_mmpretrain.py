@@ -18,6 +18,9 @@ from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import cmt_backbones.openmmlab  # noqa: F401  before mmdet, which imports mmcv's operators
+
+# isort: split
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
@@ -25,8 +28,6 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from packaging.requirements import Requirement
-
-import cmt_backbones  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 THEIRS = dict(type='mmpretrain.ConvNeXt', arch='tiny', drop_path_rate=0.,

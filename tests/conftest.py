@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cmt_backbones import openmmlab  # noqa: F401  without which an mmcv-lite has no mmcv.ops to import
+
 # Real examples, the same ones in every run, without a deadline on shared machines.
 settings.register_profile('suite', deadline=None, derandomize=True, print_blob=True)
 settings.load_profile('suite')

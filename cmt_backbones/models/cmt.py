@@ -18,7 +18,7 @@ from .backbone import Backbone, DropPath, drop_path_rates
 from .cpu import Linear, by_bands
 from .irffn import between_products
 from .layer_numbers import cmt_layer_of, cmt_num_layers
-from .options import check, check_cmt_arch, check_norm_cfg, choose_arch, is_whole, prepare
+from .options import batch_norm, check, check_cmt_arch, check_norm_cfg, choose_arch, is_whole, prepare
 from .relative_bias import RelativeBias
 from .tracing import product_dtype
 
@@ -303,14 +303,6 @@ def to_map(x: Tensor, height: int, width: int) -> Tensor:
     """(N, H W, C) -> (N, C, H, W) channels-last; a view."""
     # Permuted last: of one image, unflatten(2) leaves strides by which convolutions take it for NCHW.
     return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
-def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:
-    """The BatchNorm that an OpenMMLab ``norm_cfg`` describes."""
-    settings = dict(norm_cfg)
-    kind = dict(BN=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)[settings.pop('type')]
-    trained = settings.pop('requires_grad', True)
-    return kind(channels, **settings).requires_grad_(trained)
 
 
 def init_module(module: nn.Module) -> None:

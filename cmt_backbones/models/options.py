@@ -1,10 +1,10 @@
-"""What a config may say: checks of options and images, each with one clear error."""
+"""What a config may say, checked, each fault with one clear error; and images, likewise."""
 from numbers import Integral, Real
 from typing import Mapping, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .tracing import is_transformed
 
@@ -69,6 +69,14 @@ def check_norm_cfg(norm_cfg: Mapping) -> None:
     for key, value in norm_cfg.items():
         check('norm_cfg', norm_cfg, key in valid and valid[key](value), "a dict of 'type' and, where wanted, "
               "'requires_grad' (True or False), 'eps' (in (0, 1)) and 'momentum' (in [0, 1])")
+
+
+def batch_norm(channels: int, norm_cfg: Mapping) -> nn.Module:
+    """The BatchNorm that an OpenMMLab ``norm_cfg`` describes."""
+    settings = dict(norm_cfg)
+    kind = dict(BN=nn.BatchNorm2d, SyncBN=nn.SyncBatchNorm)[settings.pop('type')]
+    trained = settings.pop('requires_grad', True)
+    return kind(channels, **settings).requires_grad_(trained)
 
 
 def prepare(x: Tensor, in_channels: int = 3, stride: int = 32) -> Tensor:

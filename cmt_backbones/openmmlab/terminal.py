@@ -10,6 +10,7 @@ from typing import Any, Iterator
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,7 @@ IN_THE_LOG_ALONE = re.compile(
     r'\s*-{20}|Config:|Hooks will be executed|Distributed training is not used|Exp name:|paramwise_options|'
     r'(layer|stage)_wise decay|Checkpoints will be saved|The prefix is not set|'
     r'"(FileClient|HardDiskBackend)"|Loads checkpoint by|Load checkpoint from|Evaluating (bbox|segm)\.\.\.')
+STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|$')
 RESULT = re.compile(r'(Epoch|Iter)\((val|test)\)(?!.* eta: )')
 
 
@@ -64,19 +66,24 @@ class BriefRunner(Runner):
 
     def build_evaluator(self, *args: Any, **kwargs: Any) -> Any:
         with prints_in_the_log():
-            return super().build_evaluator(*args, **kwargs)
+            evaluator = super().build_evaluator(*args, **kwargs)
+        evaluator.evaluate = prints_in_the_log()(evaluator.evaluate)
+        return evaluator
 
 
 @contextmanager
 def prints_in_the_log() -> Iterator[None]:
-    """What is printed meanwhile goes into the log; pycocotools prints four lines a file."""
+    """What is printed meanwhile goes into the log, and but for the steps of pycocotools to the terminal."""
     printed = StringIO()
     try:
         with redirect_stdout(printed):
             yield
     finally:
-        if printed.getvalue().strip():
-            MMLogger.get_current_instance().info(printed.getvalue().strip(), extra=dict(log_alone=True))
+        logger, lines = MMLogger.get_current_instance(), printed.getvalue().strip().splitlines()
+        for steps in (True, False):
+            found = [line for line in lines if (STEP.match(line) is not None) == steps]
+            if found:
+                logger.info('\n' + '\n'.join(found), extra=dict(log_alone=steps))
 
 
 class Progress(Hook):
@@ -118,8 +125,9 @@ def summary(runner: Runner) -> str:
     classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
     length = f'{loop.max_epochs} epochs of {len(loader)} iterations' if 'Epoch' in type(loop).__name__ else \
         f'{loop.max_iters} iterations'
-    device = next(runner.model.parameters()).device
-    return (f'{type(runner.model).__name__} on {len(loader.dataset)} images of {len(classes)} classes: {length}, '
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    device = next(model.parameters()).device
+    return (f'{type(model).__name__} on {len(loader.dataset)} images of {len(classes)} classes: {length}, '
             f'{batch} images a step{processes}, on {device.type} by {type(runner.optim_wrapper).__name__}')
 
 

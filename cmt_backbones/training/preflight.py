@@ -146,7 +146,10 @@ def check_data(cfg: Config, split: str) -> Tuple[List[Problem], Optional[int]]:
             continue
         dataset = DATASETS.build(dict(dataset_cfg, lazy_init=True, pipeline=[]))
         if hasattr(dataset, 'COCOAPI'):
-            found, number = check_coco(dataset, dataset_cfg, cfg, split)
+            try:
+                found, number = check_coco(dataset, dataset_cfg, cfg, split)
+            except KeyError:
+                return problems, None  # of LVIS or of panoptic segmentation, whose files are of another form
         elif hasattr(dataset, 'reduce_zero_label'):
             found, items = check.read_segmentation(dataset)
             number = len(items)

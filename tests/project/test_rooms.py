@@ -19,7 +19,7 @@ MAY_IMPORT = {
     'openmmlab': {'models', 'weights', 'registration'},
     'data': set(),
     'training': {'data', 'openmmlab', 'models', 'weights', 'registration'},  # classifiers are trained on data
-    'analysis': {'models', 'weights'},
+    'analysis': {'openmmlab', 'models', 'weights', '__init__'},  # the version
     'visualization': {'openmmlab', 'models'},
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
     'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
@@ -36,7 +36,7 @@ OTHERS = {
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
-               'cv2', 'PIL', 'tqdm'},
+               'cv2', 'PIL', 'safetensors', 'tqdm'},
     'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},
 }
