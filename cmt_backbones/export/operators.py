@@ -10,6 +10,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+if not hasattr(torch.library, 'custom_op'):
+    raise ImportError(f'whole models are exported with torch 2.6 or later, and this is {torch.__version__}')
+
 
 @torch.library.custom_op('cmt_backbones::suppress', mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
