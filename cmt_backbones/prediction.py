@@ -7,12 +7,14 @@
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, List, Optional, Sequence, Union
 
 import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import nn
 
@@ -22,7 +24,7 @@ from .openmmlab.matching import ModelError, written_config
 
 PathLike = Union[str, 'os.PathLike[str]']
 ImageLike = Union[PathLike, np.ndarray]
-EXPORTED = ('.onnx', '.xml')
+EXPORTED = ('.onnx', )
 
 
 class Prediction:
@@ -115,7 +117,23 @@ class Predictor:
         if image is None or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             what = path if image is None else f'an array of {image.shape}, {image.dtype},'
             raise ModelError(f'{what} cannot be read as an image: give a file, or an array (H, W, 3) of uint8, BGR')
-        return Prediction(image, path, predict(self.model, image), self.model.dataset_meta, score_thr)
+        return Prediction(image, path, self.find(image), self.model.dataset_meta, score_thr)
+
+    def find(self, image: np.ndarray) -> Any:
+        """A data sample of what is in an image (H, W, 3), uint8, BGR."""
+        return predict(self.model, image)
+
+
+class FilePredictor(Predictor):
+    """The same of an exported file, which `file` runs."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(SimpleNamespace(dataset_meta=file.info))
+        self.file = file
+
+    def find(self, image: np.ndarray) -> Any:
+        from .export.evaluation import with_found
+        return with_found(BaseDataElement(), self.file(np.ascontiguousarray(image[..., ::-1])))
 
 
 def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: Optional[str] = None,
@@ -130,17 +148,17 @@ def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: 
         options: Changes to the config, ``{'model.test_cfg.score_thr': 0.1}``.
 
     Returns:
-        Predictor: Of an exported file, what :func:`cmt_backbones.export.load` returns.
+        Predictor: Of an exported file too; :func:`cmt_backbones.export.load` is what needs no torch.
 
     Raises:
         ModelError: There is no such model, or the checkpoint is of another one.
     """
     if checkpoint is None and str(config).endswith(EXPORTED):
+        from .export import ExportError, load
         try:
-            from .export import load
-        except ImportError as error:
-            raise ModelError(f'cannot run {config}: {error}') from None
-        return load(config)
+            return FilePredictor(load(config))
+        except ExportError as error:
+            raise ModelError(str(error)) from None
     if checkpoint is None and not str(config).endswith('.py'):
         config, checkpoint = config_of(config), config
         config.merge_from_dict(options or {})

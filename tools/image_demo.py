@@ -1,5 +1,6 @@
 """Draws what a model finds in photos: `python tools/image_demo.py IMAGES... CONFIG CHECKPOINT --out DIR`.
 
+A file of tools/export_onnx.py may stand in the place of config and checkpoint: `IMAGES... FILE.onnx --out DIR`.
 IMAGES are files, folders or patterns such as 'photos/*.jpg', videos, or the number of a webcam (0; Ctrl-C
 ends it). Detectors draw boxes and, where they have them, masks; segmentors lay the colours of the classes
 over the photo, with their names below. Each photo becomes DIR/<name of the image>.png, each video a .mp4.
@@ -19,11 +20,21 @@ from cmt_backbones.visualization.photos import find_images
 from cmt_backbones.visualization.videos import draw_video, is_video
 
 
+class ImagesAndModel(argparse.Action):
+    """Parts `IMAGES... CONFIG CHECKPOINT` or `IMAGES... FILE.onnx`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        count = 1 if values[-1].endswith('.onnx') else 2
+        if len(values) <= count:
+            parser.error('the following arguments are required: IMAGES, and CONFIG CHECKPOINT or FILE.onnx')
+        namespace.images, namespace.model = values[:-count], [*values[-count:], None][:2]
+        namespace.config = None if count == 1 else values[-2]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders, patterns, videos, a webcam')
-    parser.add_argument('config')
-    parser.add_argument('checkpoint', help='file or URL')
+    parser.add_argument('images', nargs='+', action=ImagesAndModel, metavar='IMAGES... CONFIG CHECKPOINT',
+                        help='files, folders, patterns, videos, a webcam; then a config, and a file or URL')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR')
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='leave out what a detector is less sure of (default: %(default)s)')
@@ -38,7 +49,7 @@ def main(argv=None):
     videos = [name for name in args.images if is_video(name)]
     try:
         images = find_images([name for name in args.images if name not in videos])
-        model = load_model(args.config, args.checkpoint, args.device, args.deploy, args.cfg_options)
+        model = load_model(*args.model, args.device, args.deploy, args.cfg_options)
         records = Records(model.classes)
         args.out.mkdir(parents=True, exist_ok=True)
         for stem, path in tqdm(images.items(), 'drawing', unit='image', disable=not images):

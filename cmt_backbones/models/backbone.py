@@ -93,7 +93,7 @@ class Backbone(BaseModule):
 
     def check_statistics(self, x: Tensor) -> None:
         """Raises ValueError for images (N, 3, H, W) of which a BatchNorm in training gets one pixel."""
-        if len(x) == 1 and max(x.shape[2:]) <= 32 and any(
+        if x.shape[0] == 1 and max(x.shape[2:]) <= 32 and any(
                 isinstance(m, _BatchNorm) and m.training for part in self.stem_and_stages()[1:]
                 for stage in part for m in stage.modules()):
             raise ValueError('one image of 32x32 leaves the BatchNorms of the last stages a single value, '

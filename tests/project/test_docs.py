@@ -23,7 +23,9 @@ RUN_WHOLE = ('own_dataset.md', 'position_bias.md')  # their commands are run as 
 TRUSTED = {  # that need a network, a display or an hour
     'pip install .', 'pip install onnx onnxscript onnxruntime', 'tensorboard --logdir work_dirs',
     'source .venv/bin/activate', 'pip install openmim',
-    'mim train mmdet configs/mmdet/retinanet_cmt_s_1x.py --gpus 8 --launcher pytorch'}
+    'mim train mmdet configs/mmdet/retinanet_cmt_s_1x.py --gpus 8 --launcher pytorch',
+    # Run by tests/export/test_export_page.py.
+    'npm install onnxruntime-web@1.30.0 pngjs@7.0.0', 'node detect.mjs retinanet.onnx photo.png'}
 URLS = {'http://images.cocodataset.org/zips/train2017.zip', 'http://images.cocodataset.org/zips/val2017.zip',
         'http://images.cocodataset.org/annotations/annotations_trainval2017.zip',
         'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'}

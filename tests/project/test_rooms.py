@@ -35,7 +35,7 @@ OTHERS = {
     'training': {'timm', 'tqdm'},
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
     'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
-    'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
+    'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
                'cv2', 'PIL', 'safetensors', 'tqdm'},
     'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},

@@ -1,0 +1,89 @@
+"""What takes an exported file: pictures, metrics, and int8, by the commands."""
+import json
+import shutil
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+import small_models
+import tool
+from cmt_backbones.data import shapes as drawn_scenes
+from cmt_backbones.export import load
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """Drawn scenes with what is in them."""
+    folder = tmp_path_factory.mktemp('scenes') / 'shapes'
+    drawn_scenes.make_shapes(folder, 4, 4, 0, [(150, 200), (200, 150)])
+    return folder
+
+
+def options(scenes):
+    return ['--cfg-options', *(f'test_dataloader.dataset.{key}={value}' for key, value in {
+        'data_root': f'{scenes}/', 'ann_file': 'annotations/val.json', 'data_prefix.img': 'images/val/'}.items()),
+        f'test_evaluator.ann_file={scenes}/annotations/val.json', 'test_evaluator.classwise=False']
+
+
+def test_pictures_are_those_of_the_checkpoint(retinanet, scenes, tmp_path):
+    photo = scenes / 'images' / 'val' / '000000.jpg'
+    tool.run('image_demo', photo, retinanet.file, '--out', tmp_path / 'file')
+    tool.run('image_demo', photo, retinanet.config, retinanet.weights, '--out', tmp_path / 'model')
+    one, other = (cv2.imread(str(tmp_path / name / '000000.png')) for name in ('file', 'model'))
+    assert one.shape == other.shape and np.any(one != other, axis=2).mean() < .02
+    plain = cv2.resize(cv2.imread(str(photo)), (one.shape[1], other.shape[0] - 24), interpolation=cv2.INTER_CUBIC)
+    assert np.any(one[24:] != plain, axis=2).mean() > .02  # something is drawn
+
+
+def test_ap_is_that_of_the_checkpoint(mask_rcnn, scenes, tmp_path):
+    out = tmp_path / 'metrics.json'
+    # Photos that stand fit no file that lies; they are evaluated smaller than the config does.
+    tool.run('test_exported', mask_rcnn.file, mask_rcnn.config, mask_rcnn.weights, '--work-dir', tmp_path, '--out',
+             out, '--limit', 1, *options(scenes))
+    metrics = json.loads(out.read_text())
+    found, wanted = metrics[str(mask_rcnn.file)], metrics[mask_rcnn.weights]
+    assert {'coco/bbox_mAP', 'coco/segm_mAP_50'} <= set(found) and found.keys() == wanted.keys()
+    assert all(abs(found[key] - wanted[key]) <= .001 for key in found)
+
+
+def test_what_cannot_be_tested_is_refused(mask_rcnn, scenes, tmp_path):
+    def refusal(*arguments):
+        with pytest.raises(SystemExit) as error:
+            tool.run('test_exported', *arguments)
+        return str(error.value)
+
+    segmentor = small_models.segmentor(tmp_path, 'CMT')
+    assert 'is for detection, and the config for segmentation' in refusal(mask_rcnn.file, segmentor)
+    stock = tool.ROOT / 'configs/mmdet/mask_rcnn_cmt_ti_1x.py'
+    said = refusal(mask_rcnn.file, stock, *options(scenes))
+    assert 'knows 5 classes that are not the 80 of the config' in said
+    assert 'there is no file' in refusal(tmp_path / 'x.onnx', mask_rcnn.config)
+
+
+def test_int8(mask_rcnn, scenes, tmp_path, capsys):
+    photos, out = scenes / 'images' / 'train', tmp_path / 'int8.onnx'
+    tool.run('quantize', mask_rcnn.file, '--images', photos, '--count', 2, '--tolerance', '.2', '--out', out)
+    said = capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {'int8.onnx'}
+    nodes = onnx.load(out).graph.node
+    assert sum(node.op_type == 'DequantizeLinear' for node in nodes) > 10
+    per_channel = [a for a in onnx.load(out).graph.initializer
+                   if a.name.endswith('_scale') and onnx.numpy_helper.to_array(a).size > 1]
+    assert len(per_channel) > 10
+    assert 'backbone.stages.0: ' in said and 'parts in float: ' in said
+    found, wanted = (load(file)(photos / '000000.jpg') for file in (out, mask_rcnn.file))
+    assert len(found.scores) > 3 and abs(found.scores[0] - wanted.scores[0]) < .2
+
+    for arguments, message in [((mask_rcnn.file, '--images', tmp_path / 'none'), 'there are no images in'),
+                               ((tmp_path / 'none.onnx', '--images', photos), 'there is no file')]:
+        with pytest.raises(SystemExit, match=message):
+            tool.run('quantize', *arguments, '--out', tmp_path / 'x.onnx')
+
+
+def test_weights_of_16_bits_are_not_quantised(cascade, scenes, tmp_path):
+    shutil.copy(cascade.file, tmp_path / 'half.onnx')
+    with pytest.raises(SystemExit, match='export it without --fp16'):
+        tool.run('quantize', tmp_path / 'half.onnx', '--images', scenes / 'images' / 'train', '--out',
+                 tmp_path / 'x.onnx')
