@@ -98,7 +98,9 @@ def test_importing_registers_names_and_changes_nothing():
     import cmt_backbones.openmmlab
     names = added(first, state())
     safe = names.pop('safe', None)
-    assert names == dict(backends=['whole'], MODEL_WRAPPERS=['CPUDistributedDataParallel'], HOOKS=['DeployHook']), names
+    assert names == dict(
+        loaders=['(?!\\S*://).*\\.safetensors$', 'hf-hub:', 'timm:'], backends=['whole'],
+        MODEL_WRAPPERS=['CPUDistributedDataParallel'], HOOKS=['DeployHook']), names
     assert not safe or not any('Namespace' in name or "'builtins." in name and 'getattr' not in name for name in safe)
 
     # And so does a hook of ours, by its name, in a project that imports no more than the package.
