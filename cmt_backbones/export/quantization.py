@@ -54,8 +54,8 @@ def quantise(path: Path, out: Path, images: Sequence[Image], tolerance: float = 
     try:
         model = onnx.load(str(prepared))
         parts = parts_of(model)
-        if not parts:
-            raise ExportError(f'{path} has no weights that could be quantised: export it without --fp16')
+        if not parts or any(array.data_type == onnx.TensorProto.FLOAT16 for array in model.graph.initializer):
+            raise ExportError(f'{path} has no weights of float32 that could be quantised: export it without --fp16')
         ends = last_outputs(model, [name for names in parts.values() for name in names])
         say(f'finding the ranges of values on {len(inputs)} images')
         ranges = ranges_of(prepared, inputs)

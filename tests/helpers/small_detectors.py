@@ -33,7 +33,7 @@ def settle(model: nn.Module) -> nn.Module:
         if name.endswith(('retina_cls', 'rpn_cls', 'fc_cls')):
             nn.init.normal_(module.weight, std=.02 if name.endswith('retina_cls') else .1)
         if name.endswith(('retina_reg', 'rpn_reg')):
-            nn.init.normal_(module.weight, std=.02)
+            nn.init.normal_(module.weight, std=.005)
     return model.eval()
 
 
