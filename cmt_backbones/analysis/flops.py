@@ -56,8 +56,9 @@ def count(model: nn.Module, shape: Tuple[int, int]) -> Dict[str, float]:
 
     def count_attention(module: nn.Module, args: tuple) -> None:
         nonlocal by_the_paper
-        x, _, bias = args
-        m = bias.shape[-1] if isinstance(bias, Tensor) else bias.key.shape[0]
+        x = args[0]  # (N, n, C)
+        reduction = 1 if isinstance(module.reduce, nn.Identity) else module.reduce[0].stride[0]
+        m = x.shape[1] // reduction**2
         by_the_paper += 2 * x.numel() * m  # n m d for q k^T, and again for the values
 
     hooks = [module.register_forward_pre_hook(count_attention) for module in model.modules()
