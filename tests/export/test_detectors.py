@@ -224,7 +224,7 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
     assert '--shape takes at least 64 pixels' in refusal(mask_rcnn, '--shape', 32, 64, '--dynamic')
     assert '--max-det takes a number of at least 1' in refusal(mask_rcnn, '--max-det', 0)
     torch.save(dict(state_dict={'x': torch.zeros(1)}), tmp_path / 'other.pth')
-    assert 'is not of this config' in refusal(mask_rcnn, tmp_path / 'other.pth')
+    assert 'has no weights of a whole model' in refusal(mask_rcnn, tmp_path / 'other.pth')
     (tmp_path / 'photo.jpg').write_text('none')
     assert 'photo.jpg is not there or no image' in refusal(mask_rcnn, '--images', tmp_path / 'photo.jpg')
 
