@@ -105,7 +105,8 @@ def main():
     parser.add_argument('--only', default='', help='configs with this in their names')
     args = parser.parse_args()
     MMLogger.get_instance('mmengine').setLevel(logging.ERROR)
-    print(__doc__.replace('\n\n    ', '\n\n```sh\n').replace('\n    ', '\n').replace('\n\n`', '\n```\n\n`'))
+    title, commands, note = __doc__.strip().split('\n\n')
+    print('\n\n'.join(['# Operators', title, '```sh\n' + commands.replace('    ', '') + '\n```', note, '']))
     print(f'Compiled by {compiled_operators().get_compiler_version()}; {extension.get_compiler_version()}. One image '
           'of 128x128, weights and image drawn, on a CPU; BatchNorm by its running numbers. Gradients (norms, '
           f'parameter by parameter) up to {GRADIENTS_UP_TO / 1e6:.0f} M parameters. On CPUs mmdet computes the focal '

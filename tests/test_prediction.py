@@ -13,6 +13,7 @@ import small_models
 import tool
 from cmt_backbones import load_model
 from cmt_backbones.data import shapes as drawn_scenes
+from cmt_backbones.export import publishing
 from cmt_backbones.openmmlab import ModelError
 from cmt_backbones.prediction import Records, box_around
 
@@ -52,6 +53,15 @@ def test_a_file_an_array_and_a_list_give_the_same(trained):
 def test_a_checkpoint_alone_holds_its_config(trained):
     config, weights, photo = trained
     one, other = (load_model(*given, device='cpu').predict(photo, 0.) for given in ((config, weights), (weights, )))
+    assert np.array_equal(one.boxes, other.boxes) and one.names == other.names
+
+
+def test_a_published_file_alone(trained, tmp_path):
+    config, weights, photo = trained
+    folder = tmp_path / 'published'
+    publishing.publish(str(weights), folder, 'shared', licence='apache-2.0')
+    file, = folder.glob('*.safetensors')
+    one, other = (load_model(*given, device='cpu').predict(photo, 0.) for given in ((config, weights), (file, )))
     assert np.array_equal(one.boxes, other.boxes) and one.names == other.names
 
 

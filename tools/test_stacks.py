@@ -1,8 +1,7 @@
 """Runs the core tests on other versions of torch, numpy and mmengine: `python tools/test_stacks.py [oldest ...]`.
 
 Each stack has an environment of its own, outside the clone (CMT_BACKBONES_CACHE, by default
-~/.cache/cmt_backbones), made once, in a few minutes, of 3 to 5 GB. A stack that no Python of this machine fits is
-left out, and named.
+~/.cache/cmt_backbones), made once, of 3 to 5 GB. A stack that no Python of this machine fits is left out, and named.
 """
 import argparse
 import hashlib
@@ -44,7 +43,7 @@ def make(python, versions, mmengine, cache):
     """The interpreter of an environment with these versions, made where it is missing."""
     name = hashlib.sha256(' '.join([str(python), versions, mmengine, BESIDE]).encode()).hexdigest()[:12]
     folder = cache / name
-    inner = folder / 'bin' / 'python'
+    inner = folder / 'bin/python'
     if not (folder / 'complete').exists():
         shutil.rmtree(str(folder), ignore_errors=True)
         subprocess.check_call([str(python), '-m', 'venv', str(folder)])
@@ -60,7 +59,7 @@ def main():
     parser.add_argument('stacks', nargs='*', help=f'of {", ".join(STACKS)}; all by default')
     stacks = parser.parse_args().stacks or list(STACKS)
     if set(stacks) - set(STACKS):
-        parser.error(f'unknown: {", ".join(sorted(set(stacks) - set(STACKS)))}; there are {", ".join(STACKS)}')
+        parser.error(f'stacks are {", ".join(STACKS)}')
     cache = Path(os.environ.get('CMT_BACKBONES_CACHE') or Path.home() / '.cache' / 'cmt_backbones') / 'stacks'
     failed = []
     for name in stacks:
@@ -71,11 +70,10 @@ def main():
             continue
         print(f'==> {name}: {versions} {mmengine}, {python}', flush=True)
         inner = make(python, versions, mmengine, cache)
-        env = dict(os.environ, PYTHONPATH=str(ROOT))
-        if subprocess.call([str(inner), '-m', 'pytest', 'tests/stacks'], cwd=str(ROOT), env=env):
+        if subprocess.call([str(inner), '-m', 'pytest', 'tests/stacks'], cwd=str(ROOT),
+                           env=dict(os.environ, PYTHONPATH=str(ROOT))):
             failed.append(name)
-    if failed:
-        sys.exit(f'failed: {", ".join(failed)}')
+    sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
 
 
 if __name__ == '__main__':

@@ -114,9 +114,10 @@ def device_at_hand() -> torch.device:
 
 def correctness(arch: str = 'small', shape: Sequence[int] = (2, 3, 224, 288)) -> None:
     """Maps and gradients of both backbones on the GPU against the same in double precision on the CPU."""
-    from .. import CMT, ConvNeXt
-    from ..openmmlab import use_tf32
-    use_tf32(False)
+    from ..models.cmt import CMT
+    from ..models.convnext import ConvNeXt
+    torch.set_float32_matmul_precision('highest')
+    torch.backends.cudnn.allow_tf32 = False
     device = device_at_hand()
     print('| backbone | precision | maps | gradients |\n|---|---|---|---|')
     for family, name in ((CMT, arch), (ConvNeXt, 'tiny')):

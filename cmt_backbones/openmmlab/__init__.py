@@ -2,8 +2,8 @@
 
 Each part names the version and the fault, so that it can go when the fault does. Importing this adds to mmengine
 and PyTorch what our configs name, and replaces nothing: the backend ``'whole'`` for files that are written whole,
-a model wrapper for CPU processes, from torch 2.6 on that mmengine's own checkpoints may be loaded, and torchvision's
-operators for an mmcv that has none.
+a model wrapper for CPU processes, a loader for ``hf-hub:`` and ``timm:`` names and ``.safetensors`` files, from torch
+2.6 on that mmengine's own checkpoints may be loaded, and torchvision's operators for an mmcv that has none.
 """
 import warnings
 

@@ -192,7 +192,8 @@ def plain(node: ast.AST) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {keyword.arg: plain(keyword.value) for keyword in node.keywords}
     if isinstance(node, (ast.List, ast.Tuple)):
-        return [plain(item) for item in node.elts]
+        items = [plain(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
     if isinstance(node, ast.Dict):
         return {plain(key): plain(value) for key, value in zip(node.keys, node.values) if key is not None}
     return ast.literal_eval(node)

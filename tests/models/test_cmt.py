@@ -155,7 +155,8 @@ def test_checkpointing_changes_nothing(kwargs, small_attention, monkeypatch):
     (outs, grads), (outs_cp, grads_cp) = step(plain.train(), x), step(checkpointed.train(), x)
     assert all(torch.equal(a, b) for a, b in zip(outs, outs_cp))
     assert grads.keys() == grads_cp.keys()
-    assert all(torch.allclose(grads[k], grads_cp[k], rtol=1e-5, atol=1e-7) for k in grads)
+    whole = torch.stack([grad.norm() for grad in grads.values()]).norm()
+    assert all((grads[k] - grads_cp[k]).norm() < 1e-5 * (grads[k].norm() + .1 * whole) for k in grads)
     state, state_cp = plain.state_dict(), checkpointed.state_dict()
     assert all(torch.equal(state[k], state_cp[k]) for k in state)  # running averages count a batch once
 

@@ -147,7 +147,7 @@ def test_other_classes_do_not_resume(trained):
 
 def test_a_config_in_a_checkpoint_is_read_and_not_run(tmp_path):
     text = f"model = dict(a=[1, (2., None)], b={{'c': 'd'}})\nopen({str(tmp_path / 'FIRED')!r}, 'w')\n"
-    assert matching.written_config(text) == dict(model=dict(a=[1, [2., None]], b=dict(c='d')))
+    assert matching.written_config(text) == dict(model=dict(a=[1, (2., None)], b=dict(c='d')))
     assert matching.written_config(f"model = open({str(tmp_path / 'FIRED')!r}, 'w')") == {}
     assert matching.written_config('model = dict(') == {} and not (tmp_path / 'FIRED').exists()
 

@@ -98,6 +98,8 @@ def test_importing_registers_names_and_changes_nothing():
     import cmt_backbones.openmmlab
     names = added(first, state())
     safe = names.pop('safe', None)
+    loaders = names.pop('loaders')  # of names that mmengine has none for
+    assert loaders == [r'(?!\\S*://).*\\.safetensors$', 'hf-hub:', 'timm:'], loaders
     assert names == dict(backends=['whole'], MODEL_WRAPPERS=['CPUDistributedDataParallel'], HOOKS=['DeployHook']), names
     assert not safe or not any('Namespace' in name or "'builtins." in name and 'getattr' not in name for name in safe)
 
