@@ -35,6 +35,7 @@ def main(argv=None):
         print(f'{time.time() - start:.0f} s')
         if args.checkpoint:
             cfg.work_dir, cfg.load_from = args.work_dir, args.checkpoint
+            cfg.test_dataloader.batch_size = 1  # as the file: a batch is padded to its largest photo
             if args.limit:
                 cfg.test_dataloader.dataset.indices = args.limit
             found[args.checkpoint] = Runner.from_cfg(cfg).test()

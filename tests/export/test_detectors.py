@@ -102,7 +102,7 @@ def test_three_stages_of_boxes_and_half_the_bytes(cascade, photo):
     arrays = onnx.load(cascade.file).graph.initializer
     half = sum(onnx.numpy_helper.to_array(a).size for a in arrays if a.data_type == onnx.TensorProto.FLOAT16)
     whole = sum(onnx.numpy_helper.to_array(a).size for a in arrays if a.data_type == onnx.TensorProto.FLOAT)
-    assert half > 10 * whole
+    assert half > 3 * whole  # biases and what tracing computed stay as they are
 
 
 def test_without_nms_the_predictor_does_it(faster_rcnn, photo):
@@ -176,20 +176,21 @@ def test_what_counts_as_a_difference():
     assert verify.first_difference(objects(one, ([0, 0, 9, 9], .50005, 0)), wanted, .05, 3)
 
 
-def test_a_file_that_differs_is_told_and_not_left(retinanet, tmp_path, monkeypatch):
-    model = build_model(read_config(retinanet.config), retinanet.weights)
-    convert = writing.convert
+def test_a_file_that_differs_is_told_and_not_left(tmp_path, monkeypatch):
+    config, weights = small_detectors.detector(tmp_path, 'retinanet', 'ConvNeXt')
+    model = build_model(read_config(config), weights)
+    save = writing.save
 
-    def spoiled(program, outputs):
-        written = convert(program, outputs)
+    def spoiled(*arguments):
+        made = save(*arguments)
         with torch.no_grad():  # the file has what the model had until now
             model.bbox_head.retina_reg.bias += .01
-        return written
+        return made
 
-    monkeypatch.setattr(writing, 'convert', spoiled)
+    monkeypatch.setattr(writing, 'save', spoiled)
     with pytest.raises(ExportError, match='differs from the model at 96x128: the model finds label'):
         files.write(model, tmp_path / 'x.onnx', files.Options((96, 128)), say=lambda text: None)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob('*.onnx*'))
 
 
 def test_weights_beyond_what_one_file_holds_lie_beside_it(tmp_path, monkeypatch):
@@ -224,7 +225,7 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
     assert '--shape takes at least 64 pixels' in refusal(mask_rcnn, '--shape', 32, 64, '--dynamic')
     assert '--max-det takes a number of at least 1' in refusal(mask_rcnn, '--max-det', 0)
     torch.save(dict(state_dict={'x': torch.zeros(1)}), tmp_path / 'other.pth')
-    assert 'is not of this config' in refusal(mask_rcnn, tmp_path / 'other.pth')
+    assert 'has no weights of a whole model' in refusal(mask_rcnn, tmp_path / 'other.pth')
     (tmp_path / 'photo.jpg').write_text('none')
     assert 'photo.jpg is not there or no image' in refusal(mask_rcnn, '--images', tmp_path / 'photo.jpg')
 
