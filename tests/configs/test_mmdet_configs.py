@@ -95,7 +95,8 @@ def test_text(name):
 def test_what_it_trains(name):
     cfg = config(name)
     detector, backbone, schedule = parts(name)
-    assert cfg.custom_imports == dict(imports=['cmt_backbones'], allow_failed_imports=False)
+    imported = ['cmt_backbones', 'cmt_backbones.openmmlab']
+    assert cfg.custom_imports == dict(imports=imported, allow_failed_imports=False)
     arch, url, channels = BACKBONES[backbone]
     model = cfg.model
     assert model.type == dict(retinanet='RetinaNet', mask_rcnn='MaskRCNN',
