@@ -150,7 +150,7 @@ def test_recipe(name):
     assert optim == dict(
         type='AmpOptimWrapper' if amp else 'OptimWrapper',
         optimizer=dict(type='AdamW', lr=lr, betas=(.9, .999), weight_decay=.05),
-        constructor='LayerDecayOptimWrapperConstructor',
+        constructor='cmt_backbones.LayerDecayOptimWrapperConstructor',
         paramwise_cfg=dict(decay_rate=rate, decay_type='layer_wise', num_layers=layers))
     assert drop_path == expected_drop_path
 

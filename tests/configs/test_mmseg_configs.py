@@ -79,7 +79,7 @@ def test_convnext_has_the_official_recipe(key):
     assert cfg.optim_wrapper == dict(
         type='AmpOptimWrapper' if fp16 else 'OptimWrapper',
         optimizer=dict(type='AdamW', lr=lr, betas=(.9, .999), weight_decay=.05),
-        constructor='LayerDecayOptimWrapperConstructor',
+        constructor='cmt_backbones.LayerDecayOptimWrapperConstructor',
         paramwise_cfg=dict(decay_rate=.9, decay_type='stage_wise', num_layers=layers))
     assert cfg.model.backbone == dict(
         type='ConvNeXt', arch=weights.split('_')[0], drop_path_rate=drop_path,
