@@ -65,8 +65,8 @@ class BetweenProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, *parameters = ctx.saved_tensors[:9]
-        kept1, kept2, (depthwise, offset, weight) = (ctx.saved_tensors[i:j] for i, j in ((9, 11), (11, 13), (13, 16)))
+        saved = ctx.saved_tensors  # once: a checkpoint around this gives them no second time
+        (x, *parameters), kept1, kept2, (depthwise, offset, weight) = saved[:9], saved[9:11], saved[11:13], saved[13:]
         norm1, norm2 = ctx.norms
         needs_x, *needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # a second derivative is wanted

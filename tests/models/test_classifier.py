@@ -80,7 +80,8 @@ def test_timm_forward_backward_and_checkpointing(name):
         grads.append([p.grad.clone() for p in model.parameters()])
     assert torch.equal(*outs)
     for a, b in zip(*grads):
-        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-8
+        # Offsets before a BatchNorm have no gradient but rounding, which differs between what is kept and what is not.
+        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-7
 
 
 @pytest.mark.parametrize('name', NAMES)
