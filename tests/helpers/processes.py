@@ -2,6 +2,8 @@
 import torch
 import torch.multiprocessing
 
+from cmt_backbones import openmmlab  # noqa: F401  without which an mmcv-lite has no mmcv.ops to import
+
 
 def in_two(function, port, *args):
     """Calls ``function(rank, *args)`` in both; an error of either is raised here."""

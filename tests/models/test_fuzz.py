@@ -53,7 +53,7 @@ def options(valid):
 def assert_ours(error):
     """An error raised in our files, in words: neither PyTorch's nor Python's own."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    assert Path(last.filename).parent == PACKAGE, f'{last.filename}:{last.lineno}: {error}'
+    assert PACKAGE in Path(last.filename).parents, f'{last.filename}:{last.lineno}: {error}'
     assert last.line.startswith(('raise ', 'f', "'")), f'{last.line}: {error}'
     assert len(str(error)) > 20
 

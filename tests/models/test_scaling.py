@@ -24,7 +24,7 @@ def test_zero_is_cmt_s():
 @settings(max_examples=60)
 @given(st.floats(-6, 4))
 def test_factors_and_what_must_divide(phi):
-    arch = check_cmt_arch(scaled_arch(phi))
+    arch = check_cmt_arch(scaled_arch(phi), NUM_HEADS)
     assert all(dim % heads == 0 for dim, heads in zip(arch['embed_dims'], NUM_HEADS))
     assert all(abs(d - s * ALPHA**phi) <= 0.5 or d == 1 for d, s in zip(arch['depths'], (3, 3, 16, 3)))
     assert abs(arch['pretrain_img_size'] - 224 * GAMMA**phi) <= 16

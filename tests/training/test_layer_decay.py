@@ -14,6 +14,7 @@ from torch import nn
 
 from cmt_backbones import CMT, ConvNeXt, LayerDecayOptimWrapperConstructor
 from cmt_backbones.models import cmt, convnext
+from cmt_backbones.models.layer_numbers import convnext_layer_of, convnext_num_layers
 
 LR, WD = 2e-4, .05
 CONVNEXT = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 4, 1), use_grn=False)
@@ -147,8 +148,8 @@ def test_agrees_with_the_constructor_of_mmdet(arch, layers, decay_type):
                                             (31, 14), (60, 23)])
 def test_no_depth_learns_faster_than_what_follows_it(blocks, layers):
     depths = (3, 3, blocks, 3)
-    assert convnext.num_layers(depths) == layers
-    ids = [convnext.layer_of(name, depths, 'layer_wise') for name in
+    assert convnext_num_layers(depths) == layers
+    ids = [convnext_layer_of(name, depths, 'layer_wise') for name in
            ['downsample_layers.0.0.weight', 'stages.0.0.gamma', 'stages.1.0.gamma',
             *(f'stages.2.{i}.gamma' for i in range(blocks)), 'stages.3.0.gamma', 'norm3.weight']]
     assert ids == sorted(ids) and ids[0] == 0 and ids[-1] == layers + 1

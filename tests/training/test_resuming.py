@@ -143,17 +143,17 @@ def checkpoint(path, iteration, day=1):
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    assert resuming.newest_checkpoint(tmp_path) is None
+    assert interruption.newest_checkpoint(tmp_path) is None
     for name, iteration in [('epoch_2.pth', 20), ('epoch_10.pth', 100), ('epoch_9.pth', 90)]:
         checkpoint(tmp_path / name, iteration)
     weights = dict(state_dict={}, meta=dict(iter=200, time='20270101_120000'))
     torch.save(weights, tmp_path / 'best_mAP_epoch_20.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
-    assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
+    assert interruption.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
     checkpoint(tmp_path / 'interrupted.pth', 100)  # in the validation behind it
-    assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'interrupted.pth')
+    assert interruption.newest_checkpoint(tmp_path) == str(tmp_path / 'interrupted.pth')
     checkpoint(tmp_path / 'epoch_1.pth', 10, day=2)  # of a second run in this folder
-    assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+    assert interruption.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
 
 
 @pytest.mark.parametrize('tear', [
@@ -163,13 +163,13 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     ids=['empty', 'beginning', 'end missing', 'zeros', 'a byte'])
 def test_a_torn_checkpoint_is_named_and_passed_over(tear, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(resuming, 'print_log', lambda message, *args: told.append(message))
+    monkeypatch.setattr(interruption, 'print_log', lambda message, *args: told.append(message))
     checkpoint(tmp_path / 'epoch_1.pth', 10)
     checkpoint(tmp_path / 'epoch_2.pth', 20)
     torn = tmp_path / 'epoch_2.pth'
     torn.write_bytes(tear(torn.read_bytes()))
     (tmp_path / 'last_checkpoint').write_text(str(torn))
-    assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+    assert interruption.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
     assert len(told) == 1 and str(torn) in told[0]
 
 
@@ -177,7 +177,7 @@ def test_a_note_of_the_last_checkpoint_may_be_torn(tmp_path):
     checkpoint(tmp_path / 'epoch_1.pth', 10)
     for note in ('', str(tmp_path / 'epo'), str(tmp_path)):
         (tmp_path / 'last_checkpoint').write_text(note)
-        assert resuming.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+        assert interruption.newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
 
 
 # ---------------------------------------------------------------------------- randomness
