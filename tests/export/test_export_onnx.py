@@ -164,7 +164,7 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
     assert 'cannot read the config' in refusal(tmp_path / 'nowhere.py', *out)
     assert 'cannot read the checkpoint' in refusal(segmentor, tmp_path / 'nowhere.pth', *out)
     torch.save(dict(state_dict=CMT(small_models.ARCHS['CMT']).state_dict()), tmp_path / 'other.pth')
-    assert 'is not of this config' in refusal(segmentor, tmp_path / 'other.pth', *out)
+    assert 'has no weights of a whole model' in refusal(segmentor, tmp_path / 'other.pth', *out)
     assert not (tmp_path / 'x.onnx').exists()
 
 

@@ -45,6 +45,7 @@ def base(config, scenes, work_dir):
     cfg = copy.deepcopy(read(config))
     cfg.work_dir, cfg.launcher = str(work_dir), 'none'
     cfg.experiment_name = f'run_{os.getpid()}_{next(NUMBERS)}'  # runs of one second would share their logs
+    cfg.visualizer.name = cfg.experiment_name  # else a run writes into the folder of an earlier one in this process
     cfg.merge_from_dict(dict(
         model=dict(backbone=dict(drop_path_rate=.3, norm_eval=True)), log_level='WARNING',
         env_cfg=dict(mp_cfg=dict(mp_start_method='fork')), randomness=dict(seed=3),

@@ -154,7 +154,10 @@ def run(*command) -> str:
     """What a command of mmdet's prints; it must end well."""
     env = dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='agg',
                PYTHONPATH=os.pathsep.join([str(tool.ROOT), os.environ.get('PYTHONPATH', '')]))
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=tool.ROOT, env=env, text=True,
+    # mmdet's commands import mmdet before they read a config, and on an mmcv-lite that needs operators.
+    code = ('import runpy, sys, cmt_backbones.openmmlab; sys.argv = sys.argv[1:]; '
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, '-c', code, *map(str, command)], cwd=tool.ROOT, env=env, text=True,
                           timeout=350, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout

@@ -180,6 +180,7 @@ RECIPE = """
         pass
 
     def check(*others):
+        import cmt_backbones.openmmlab  # without it, an mmcv-lite has no operators for mmdet to import
         with DefaultScope.overwrite_default_scope('mmdet'):
             for name in ('CMT', 'ConvNeXt'):
                 model = DETECTORS.build(dict(type=f'cmt_backbones.{name}', arch='tiny' if name == 'CMT' else 'v2_atto'))

@@ -231,7 +231,7 @@ def test_what_is_missing_is_said_in_one_line(bare):
     finally:
         hidden.rename(mmengine)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == ("ImportError: cmt_backbones needs torch and mmengine 0.10 (No module named 'mmengine'): "
+    assert last == ("ImportError: cmt_backbones needs torch and mmengine 0.9 or later (No module named 'mmengine'): "
                     '`pip install torch mmengine`, or onedl-mmengine, and see the README for mmdet and mmseg')
     assert 'During handling' not in done.stderr
 
