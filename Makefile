@@ -44,7 +44,7 @@ demo: shapes
 		--metrics 'mAP(_50)?$$'
 	@echo "==> RetinaNet with CMT-Ti, trained from scratch on 800 drawn scenes by two processes"
 	@sed -n 's/.*"coco\/bbox_mAP": \([0-9.]*\).*/==> box mAP \1 on 100 other scenes/p' \
-		$$(ls -t $(DEMO)/retinanet_cmt_ti/test/*/*.json | head -1)
+		$$(ls -t $(DEMO)/retinanet_cmt_ti/test/*/*.json | head -1); echo
 	@echo "==> $(DEMO)/detections/sheet.png: detections beside truth"
 	@echo "==> $(DEMO)/detection_curves.png: loss and mAP"
 	@echo "==> your own images: docs/own_dataset.md"
