@@ -9,7 +9,7 @@ import warnings
 
 from mmengine.fileio import register_backend
 
-from .checkpoints import let_mmengine_resume, load_from_disk, load_from_web, read_without_pickle
+from .checkpoints import let_mmengine_resume, load_from_disk, read_without_pickle
 from .configs import config_from_file
 from .files import BACKEND, WholeFiles
 from .matching import CheckpointMatches, ConfigError, ModelError
@@ -33,7 +33,7 @@ from .terminal import BriefRunner, LoggedImages, Progress
 
 __all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
            'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
-           'fit_to_device', 'load_config', 'load_from_disk', 'load_from_web', 'log_to', 'one_line_errors',
+           'fit_to_device', 'load_config', 'load_from_disk', 'log_to', 'one_line_errors',
            'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
            'use_tf32', 'use_tta']
 

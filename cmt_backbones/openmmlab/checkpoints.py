@@ -10,7 +10,6 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 
-from ..weights.downloads import download
 from ..weights.published import read_published
 from ..weights.reading import read_torch
 from ..weights.restricted import Inert
@@ -126,14 +125,10 @@ def load_checkpoint(filename: str, map_location: Any = None) -> Any:
         return load_from_disk(str(path), map_location)
 
 
-def load_from_web(filename: str, map_location: Any = None) -> Any:
-    return load_from_disk(str(download(filename)), map_location)
-
-
 def read_without_pickle() -> None:
-    """Makes mmengine read checkpoints by :func:`load_from_disk` from now on, in the whole process.
+    """Makes mmengine read checkpoints by :func:`load_checkpoint` from now on, in the whole process.
 
     For commands, whose process is their own.
     """
     CheckpointLoader.register_scheme('', load_from_disk, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_web, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_checkpoint, force=True)
