@@ -30,6 +30,7 @@ from ..data.classification import (
     train_transform,
 )
 from ..models.classifier import CMTClassifier
+from ..openmmlab.files import BACKEND
 from ..weights import read_torch
 from .evaluation import Process, evaluate
 from .recipes import RECIPE
@@ -159,10 +160,11 @@ class Training:
                          recipe=self.recipe, epoch=self.epoch, top1=top1)
         if top1 > self.best:
             self.best = top1
-            save_checkpoint(published, str(self.args.out / 'best.pth'))
+            save_checkpoint(published, str(self.args.out / 'best.pth'), backend_args=dict(backend=BACKEND))
         parts = dict(model=self.model, optimizer=self.optimizer, scaler=self.scaler)
         kept = dict({name: part.state_dict() for name, part in parts.items()}, best=self.best)
-        save_checkpoint(dict(published, training=kept), str(self.args.out / 'last.pth'))
+        save_checkpoint(dict(published, training=kept), str(self.args.out / 'last.pth'),
+                        backend_args=dict(backend=BACKEND))
 
     def resume(self) -> None:
         """Goes on from OUT/last.pth."""
