@@ -6,7 +6,7 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup test test-stacks lint demo demo-seg shapes gpu-report
+.PHONY: help setup browser test test-stacks lint demo demo-seg shapes gpu-report
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
@@ -21,7 +21,14 @@ help:
 setup:
 	@$(PYTHON) tools/setup_env.py --stack $(STACK) $(if $(OPERATORS),--operators $(OPERATORS))
 
-test: setup
+# Some tests look at pages in Chromium, and are skipped without.
+browser:
+	@{ command -v chromium || command -v google-chrome || command -v chromium-browser; } > /dev/null || { \
+		test "$$(id -u)" = 0 && { apt-get install -qq -y --no-install-recommends chromium || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } > /dev/null 2>&1; } || \
+		echo "no Chromium: tests of pages are skipped (apt-get install chromium)"
+
+test: setup browser
 	$(PY) -m pytest
 	$(PY) tools/test_stacks.py oldest
 

@@ -84,5 +84,8 @@ setup(
     python_requires='>=3.8',
     packages=find_packages(include=['cmt_backbones*']),
     package_data={'cmt_backbones': ['py.typed']},
+    # What single commands need beyond what trains; `make setup` installs all of it.
+    extras_require={'report': ['plotly', 'jinja2', 'pycocotools'], 'demo': ['gradio'],
+                    'export': ['onnx', 'onnxscript', 'onnxruntime']},
     cmdclass={'build_py': BuildWithMim},
 )

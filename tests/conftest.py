@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from browser import chromium
 from cmt_backbones import openmmlab  # noqa: F401  without which an mmcv-lite has no mmcv.ops to import
 
 # Real examples, the same ones in every run, without a deadline on shared machines.
@@ -24,3 +25,9 @@ def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
+
+
+@pytest.fixture(scope='module')  # while it is open, an event loop runs that others would trip over
+def browser():
+    with chromium() as started:
+        yield started
