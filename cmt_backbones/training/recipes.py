@@ -8,7 +8,8 @@ from typing import Any
 
 from ..models.scaling import scaled_arch
 
-# The official defaults; `model` is a name of timm's registry in place of CMT of some `arch`. `lr` is for 512 images a step and grows with them; `batch_size` is a process's.
+# The official defaults. `model` is a name of timm's registry, in place of CMT of some `arch`; `lr` is for 512 images
+# a step and grows with them; `batch_size` is a process's.
 RECIPE = dict(
     model='', arch='small', img_size=224, epochs=300, batch_size=128, lr=5e-4, weight_decay=0.05, layer_decay=1.,
     warmup_epochs=20, warmup_lr=1e-6, min_lr=1e-5, cooldown_epochs=10, clip_grad=0., drop_path=0.1,
