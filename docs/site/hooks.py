@@ -15,8 +15,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ['README.md', 'CHANGELOG.md', 'docs/**/*.md', 'benchmarks/*.md']
-ASSETS = ['docs/**/*.png', 'docs/site/*.css', 'docs/site/*.js', 'docs/site/*.svg', 'benchmarks/*.png']
+ASSETS = ['docs/**/*.png', 'docs/*.jpg', 'docs/site/*.css', 'docs/site/*.js', 'docs/site/*.svg', 'benchmarks/*.png']
 UNLISTED = '---\nsearch: {exclude: true}\nhide: [navigation, toc]\n---\n'
+LANGUAGES = {'.py': 'python', '.sh': 'sh', '.yml': 'yaml', '.cff': 'yaml'}
 LINK = re.compile(r'(?<=\]\()(?!\w+:)([^)#\s]+)')
 
 
@@ -65,14 +66,14 @@ def shown(path: str) -> str:
     text = (ROOT / path).read_text('utf-8')
     if path.endswith('.ipynb'):  # without what it prints and draws, as it is committed
         return '\n\n'.join(map(cell_as_markdown, json.loads(text)['cells']))
-    return f'{UNLISTED}# {posixpath.basename(path)}\n\n`{path}`\n\n{fenced(text, path)}'
+    language = LANGUAGES.get(posixpath.splitext(path)[1], 'text')
+    return f'{UNLISTED}# {posixpath.basename(path)}\n\n`{path}`\n\n{fenced(text, language)}'
 
 
-def fenced(text: str, path: str = '') -> str:
-    language = {'.py': 'python', '.sh': 'sh', '.yml': 'yaml', '.md': 'md'}.get(posixpath.splitext(path)[1], 'text')
+def fenced(text: str, language: str) -> str:
     return f'````{language}\n{text.rstrip()}\n````'
 
 
 def cell_as_markdown(cell: dict) -> str:
     source = ''.join(cell['source'])
-    return fenced(source, '.py') if cell['cell_type'] == 'code' else source
+    return fenced(source, 'ipython3') if cell['cell_type'] == 'code' else source
