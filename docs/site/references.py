@@ -9,6 +9,7 @@ import griffe
 from mkdocs.plugins import get_plugin_logger
 
 ROLE = re.compile(r':(?:class|func|meth|mod|data|attr):`(~?)([.\w]+)`')
+LAZY = {'cmt_backbones.load_model': 'cmt_backbones.prediction.load_model'}  # which __getattr__ gives: not seen here
 log = get_plugin_logger('references')  # a warning fails a strict build
 
 
@@ -50,6 +51,7 @@ def resolve(found: griffe.Object, name: str, loader: griffe.GriffeLoader) -> Any
         except griffe.NameResolutionError:
             path = name.partition('.')[0]
         path += name[len(name.partition('.')[0]):]
+    path = LAZY.get(path, path)
     try:
         return loader.modules_collection[path].path
     except (KeyError, griffe.AliasResolutionError):
