@@ -3,6 +3,7 @@
 An extension of griffe, which reads the package for mkdocstrings.
 """
 import re
+from contextlib import suppress
 from typing import Any, Iterator
 
 import griffe
@@ -42,15 +43,13 @@ def documented(found: griffe.Object) -> Iterator[griffe.Object]:
 
 def resolve(found: griffe.Object, name: str, loader: griffe.GriffeLoader) -> Any:
     """The full path of what a docstring names, or None."""
-    package = found.module if found.module.is_init_module else found.module.parent
-    if name.startswith('.'):
-        path = package.path + name
+    first, dot, rest = name.partition('.')
+    if not first:  # .name, of the same package
+        first = (found.module if found.module.is_init_module else found.module.parent).path
     else:
-        try:
-            path = found.resolve(name.partition('.')[0])
-        except griffe.NameResolutionError:
-            path = name.partition('.')[0]
-        path += name[len(name.partition('.')[0]):]
+        with suppress(griffe.NameResolutionError):
+            first = found.resolve(first)
+    path = first + dot + rest
     path = LAZY.get(path, path)
     try:
         return loader.modules_collection[path].path
