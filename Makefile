@@ -7,7 +7,7 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup browser test test-stacks lint demo demo-seg shapes gpu-report
+.PHONY: help setup browser test test-stacks lint docs demo demo-seg shapes gpu-report
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
@@ -17,6 +17,7 @@ help:
 	@echo "               in two processes, or JOBS=N; each takes whole files, as tests of one share what they trained"
 	@echo "make test-stacks  the core tests with old and new versions of torch, numpy and mmengine (20 GB)"
 	@echo "make gpu-report  set up, try everything on a GPU in 20 minutes, write work_dirs/gpu/gpu_report.md"
+	@echo "make docs      set up, build the site of docs/, benchmarks/ and the API: site/index.html"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
 # OPERATORS=compiled builds mmcv's own operators, OPERATORS=torchvision does without; neither keeps what is there.
@@ -39,6 +40,11 @@ test-stacks:
 
 lint: setup
 	$(PY) -m ruff check .
+
+# Strict: a dead link, a page that nothing leads to, or a docstring that names what is not there fails.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+	@echo "==> site/index.html"
 
 shapes: setup
 	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 160x128

@@ -61,7 +61,7 @@ class CMT(Backbone):
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: an official
             classifier, or a checkpoint of ours.
 
-    Example:
+    Examples:
         >>> CMT('tiny')(torch.rand(1, 3, 800, 1280))[-1].shape
         torch.Size([1, 368, 25, 40])
     """

@@ -59,7 +59,7 @@ class ConvNeXt(Backbone):
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: a checkpoint
             of Facebook, timm, mmpretrain or ours. Facebook's V2 weights are CC-BY-NC.
 
-    Example:
+    Examples:
         >>> ConvNeXt('tiny')(torch.rand(1, 3, 800, 1280))[-1].shape
         torch.Size([1, 768, 25, 40])
     """
