@@ -22,7 +22,7 @@ from .panels import GAP, HEAD, tile, titled
 
 KEY_STRIDE = 32
 PARTS = ('both', 'content', 'bias')
-BRIGHT = 3  # times even attention have the brightest colour, or more: even attention stays dark
+BRIGHT = 4  # times even attention have the brightest colour, or more: even attention stays dark
 POINT = (0, 230, 255)
 WIDTH = 1024  # pixels of a picture
 HEAT = (matplotlib.colormaps['inferno'](np.arange(256))[:, :3] * 255).astype(np.uint8)
@@ -178,7 +178,7 @@ def panel(attention: Attention, ground: np.ndarray, point: Sequence[float], titl
     times = weights * weights.numel()  # of what even attention is
     most = float(times.max())
     share = np.clip(attention.over_image(times, ground.shape) / max(most, BRIGHT), 0, 1)
-    colours, share = HEAT[(share * 255).astype(np.uint8)], share[..., None] ** 0.7
+    colours, share = HEAT[(share * 255).astype(np.uint8)], share[..., None]
     laid_over = (ground[..., None] * 0.7 * (1 - share) + colours * share).astype(np.uint8)
     return with_point(attention, titled(laid_over, f'{title}: {most:.1f}×', letters), point)
 

@@ -6,7 +6,8 @@ that another threshold, point or block only draws anew.
 import hashlib
 import threading
 import warnings
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections import Counter
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -73,6 +74,14 @@ class Look(NamedTuple):
     attention: Optional[Attention]  # None of a ConvNeXt
 
 
+class Found(NamedTuple):
+    """What a model found in a photo."""
+    picture: Image.Image
+    headers: List[str]  # of the rows
+    rows: List[list]  # an object each, the surest first, or a class and its share
+    said: str  # in a line
+
+
 class Explorer:
     """Models to try, by name, as from :func:`cmt_backbones.load_model`; safe to use from several threads."""
 
@@ -125,17 +134,20 @@ class Explorer:
 
     # ------------------------------------------------------------------------ pictures
 
-    def predictions(self, name: str, photo: Photo, score_thr: float) -> Tuple[Image.Image, List[list]]:
-        """What a model found, drawn, and as rows of class, score and box, or of class and share of the photo."""
+    def predictions(self, name: str, photo: Photo, score_thr: float) -> 'Found':
+        """What a model found, of a score or more where it has scores."""
         found = self.found(name, photo)
         if found.label_map is not None:
             rows = [[label, f'{share:.1%}'] for share, label in sorted(zip(found.scores, found.names), reverse=True)]
             rgb = np.ascontiguousarray(photo.image[..., ::-1])
-            return draw_label_map(rgb, found.label_map, found.classes, found.palette, beside=False), rows
+            picture = draw_label_map(rgb, found.label_map, found.classes, found.palette, beside=False)
+            return Found(picture, ['class', 'share of the photo'], rows, f'{len(rows)} classes')
         found = found.surer(score_thr)
+        counts = ', '.join(f'{count} {label}' for label, count in Counter(found.names).most_common())
         boxes = np.round(found.boxes).astype(int).tolist()
-        return found.draw(), [[label, round(float(score), 2), *box]
-                              for label, score, box in zip(found.names, found.scores, boxes)]
+        rows = [[label, round(float(score), 2), *box] for label, score, box in zip(found.names, found.scores, boxes)]
+        return Found(found.draw(), ['class', 'score', 'x1', 'y1', 'x2', 'y2'], rows,
+                     f'{len(rows)} objects with a score of {score_thr:g} or more{counts and ": " + counts}')
 
     def stages(self, name: str, photo: Photo) -> Image.Image:
         """The maps of the stages in the colours of :mod:`.feature_maps`."""
