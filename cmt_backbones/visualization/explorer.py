@@ -23,7 +23,6 @@ from .photos import draw_label_map
 
 LONG_SIDE = 2048  # pixels: larger photos are made smaller before models see them
 MOST_PIXELS = 120e6  # a photo beyond is not read: it would take a GB
-KEPT = 4  # of what models computed for photos
 MAP_WIDTH = 508  # pixels of the picture of one stage
 
 
@@ -87,6 +86,7 @@ class Explorer:
 
     def __init__(self, models: Dict[str, Any]) -> None:
         self.models = models
+        self.keep = len(models) + 1  # masks and queries of a photo may take some 100 MB
         self.kept: Dict[tuple, Any] = {}
         self.lock = threading.Lock()
 
@@ -100,7 +100,7 @@ class Explorer:
             value = self.kept.get(key)
             if value is None:
                 value = self.kept[key] = compute()
-                for old in [other for other in self.kept if other[0] == kind][:-KEPT]:
+                for old in [other for other in self.kept if other[0] == kind][:-self.keep]:
                     del self.kept[old]
         return value
 

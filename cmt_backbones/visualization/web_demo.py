@@ -27,7 +27,7 @@ CSS = """
 #photo img {cursor: crosshair}
 #model label {width: 100%; overflow-wrap: anywhere}
 #rows {max-height: 480px; overflow-y: auto}
-#rows table {border-collapse: collapse; font-variant-numeric: tabular-nums}
+#rows table {border-collapse: collapse; border: 0; font-variant-numeric: tabular-nums}
 #rows :is(th, td) {padding: 3px 28px 3px 0; text-align: left; border: 0; border-bottom: 1px solid #8884}
 #drawn, #maps, #attention {padding-top: 26px}
 #drawn .image-container, #maps .image-container, #attention .image-container {position: static}
@@ -130,7 +130,7 @@ def build(models: Dict[str, Any], title: str = 'Try a model') -> Any:
     stages, blocks = answers.choices(names[0], None)
     shown = dict(show_label=False, visible=False, buttons=['fullscreen', 'download'])
 
-    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(3600, 3600), fill_width=True) as page:
         photo, point = gr.State(), gr.State()
         gr.Markdown(HEAD.format(title=title))
         with gr.Row():
