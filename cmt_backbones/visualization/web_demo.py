@@ -22,12 +22,13 @@ softmax(bias), which depends on the places alone and is one for all blocks of a 
 times even attention the brightest place gets; even attention is dark. One cell is a
 key, 32 x 32 pixels of what the model is given. A bias that was trained little shows the noise that it starts as."""
 CSS = """
-.gradio-container {max-width: 1500px !important; margin: auto}
+.gradio-container {width: 100%; max-width: 1500px !important; margin: auto}
 .problem {color: #b91c1c; font-weight: 600}
 #photo img {cursor: crosshair}
 #model label {width: 100%; overflow-wrap: anywhere}
 #rows {max-height: 480px; overflow-y: auto}
-#rows table {border-collapse: collapse; border: 0; font-variant-numeric: tabular-nums}
+#rows :is(table, tr) {border: 0 !important}
+#rows table {border-collapse: collapse; font-variant-numeric: tabular-nums}
 #rows :is(th, td) {padding: 3px 28px 3px 0; text-align: left; border: 0; border-bottom: 1px solid #8884}
 #drawn, #maps, #attention {padding-top: 26px}
 #drawn .image-container, #maps .image-container, #attention .image-container {position: static}
@@ -130,7 +131,7 @@ def build(models: Dict[str, Any], title: str = 'Try a model') -> Any:
     stages, blocks = answers.choices(names[0], None)
     shown = dict(show_label=False, visible=False, buttons=['fullscreen', 'download'])
 
-    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(3600, 3600), fill_width=True) as page:
+    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(3600, 3600)) as page:
         photo, point = gr.State(), gr.State()
         gr.Markdown(HEAD.format(title=title))
         with gr.Row():
@@ -159,10 +160,10 @@ def build(models: Dict[str, Any], title: str = 'Try a model') -> Any:
             return answers.clicked(opened, place.index), gr.Tabs(selected='attention')
 
         predict = dict(fn=answers.predicted, inputs=[photo, model, threshold],
-                       outputs=[drawn, rows, of_drawn, threshold])
-        look = dict(fn=answers.staged, inputs=[photo, model], outputs=[maps, of_maps])
+                       outputs=[drawn, rows, of_drawn, threshold], show_progress_on=drawn)
+        look = dict(fn=answers.staged, inputs=[photo, model], outputs=[maps, of_maps], show_progress_on=maps)
         attend = dict(fn=answers.attended, inputs=[photo, model, point, stage, block],
-                      outputs=[attention, of_attention])
+                      outputs=[attention, of_attention], show_progress_on=attention)
         choose = dict(fn=answers.chosen, inputs=[model, stage], outputs=[stage, block])
         (upload.change(answers.opened, upload, [photo, point, of_photo], preprocess=False).then(**predict)
          .then(**look).then(**attend))
