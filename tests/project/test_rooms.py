@@ -34,7 +34,7 @@ OTHERS = {
     'data': {'cv2', 'tqdm', 'timm', 'torchvision', 'PIL', 'pycocotools'},
     'training': {'timm', 'tqdm'},
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
-    'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
+    'visualization': {'cv2', 'gradio', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
                'cv2', 'PIL', 'safetensors', 'tqdm'},
     'prediction': {'cv2', 'PIL', 'pycocotools'},
@@ -168,6 +168,11 @@ def test_importing_the_package_loads_no_heavy_room():
     roots, modules = (set(line.split()) for line in said.stdout.splitlines()[-2:])
     assert not roots & {'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'matplotlib', 'onnx', 'pycocotools'}
     assert not {room(name) for name in modules} & {'visualization', 'analysis', 'data', 'export', 'classifier'}
+
+
+def test_what_few_have_is_imported_where_it_is_used():
+    early = {name.split('.')[0] for path in FILES for name in imports(path, everywhere=False)}
+    assert 'cv2' in early and not early & {'gradio', 'onnxruntime', 'openvino', 'huggingface_hub'}
 
 
 def test_a_file_has_one_idea_and_a_command_is_short():
