@@ -5,6 +5,7 @@ without a network. Several runs of a kind lie beside one another. docs/training.
 """
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ def parse_args(argv):
 def main(argv=None):
     args = parse_args(argv)
     read_without_pickle()
+    warnings.filterwarnings('ignore', category=UserWarning, module=r'mm(det|seg)\.')  # of their own deprecated parts
     try:
         check_packages()
         from cmt_backbones.report.making import Options, make

@@ -125,10 +125,13 @@ def surest(of_kind: np.ndarray, matches: Matches, errors: Errors) -> List[int]:
     return chosen
 
 
-def counts(errors: Errors) -> Dict[str, int]:
-    """How many errors there are of each kind, of all scores."""
-    found = {name: int((errors.kind == number).sum()) for number, name in enumerate(KINDS)}
-    return {**found, MISSED: int(errors.missed.sum())}
+def counts(matches: Matches, errors: Errors, threshold: float = 0.) -> Dict[str, int]:
+    """How many errors there are of each kind if only detections from a score on are looked at."""
+    sure = matches.score >= threshold
+    found = {name: int((errors.kind[sure] == number).sum()) for number, name in enumerate(KINDS)}
+    near = errors.about[sure & np.isin(errors.kind, [KINDS.index('class'), KINDS.index('place')])]
+    seen = np.union1d(matches.found[sure & matches.right], near)
+    return {**found, MISSED: len(matches.object_label) - len(seen)}
 
 
 def best_threshold(matches: Matches) -> Tuple[float, float]:

@@ -39,7 +39,7 @@ class Findings(NamedTuple):
         by_class: Rows of a table, a dict each.
         results: `detection.Evaluation` or `segmentation.Evaluation`.
         confusion: (K + 1, K + 1) of objects or (K, K) of pixels, rows true.
-        errors: For a detector, by kind `count` and `cost` in AP.
+        errors: For a detector, by kind `cost` in AP, `count`, and `sure`, those from `threshold` on.
         threshold: For a detector.
         worst, best: Pictures.
         told: What the page should say, such as images that could not be read.
@@ -95,9 +95,10 @@ def detector(run: Run, data: Data, options: Options, file: Optional[Path]) -> Fi
     results = detection.evaluate(real, predictions)
     matches = results.matches
     errors = detection_errors.classify(matches)
-    costs, counts = detection_errors.costs(matches, errors), detection_errors.counts(errors)
     best_threshold, f1 = detection_errors.best_threshold(matches)
     threshold = best_threshold if options.threshold is None else options.threshold
+    costs = detection_errors.costs(matches, errors)
+    counts, sure = (detection_errors.counts(matches, errors, least) for least in (0., threshold))
     headline = {'AP': results.average(), 'AP50': results.average(iou=detection.IOU_50),
                 'AP75': results.average(iou=detection.IOU_75),
                 **{f'AP {size}': results.average(size=i) for i, size in enumerate(detection.SIZES) if i}}
@@ -124,7 +125,7 @@ def detector(run: Run, data: Data, options: Options, file: Optional[Path]) -> Fi
     return Findings(
         data.classes, f'{len(places)} {data.split} images, {len(matches.object_label)} objects', headline, by_class,
         results, detection_errors.confusion(matches, len(data.classes), threshold),
-        {name: dict(cost=cost, count=counts.get(name)) for name, cost in costs.items()}, threshold,
+        {name: dict(cost=cost, count=counts.get(name), sure=sure.get(name)) for name, cost in costs.items()}, threshold,
         [show(one) for one in worst], [show(one) for one in best], told_of(broken, data), [])
 
 

@@ -9,22 +9,21 @@
     const css = getComputedStyle(document.documentElement);
     const of = name => css.getPropertyValue(name).trim();
     const axis = {gridcolor: of('--grid'), linecolor: of('--line'), zerolinecolor: of('--line')};
-    const themed = {...layout, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-      font: {family: css.fontFamily || 'sans-serif', size: 12.5, color: of('--ink')},
+    const all = {...layout, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+      font: {family: getComputedStyle(document.body).fontFamily, size: 12.5, color: of('--ink')},
       hoverlabel: {bgcolor: of('--paper'), bordercolor: of('--line'), font: {color: of('--ink')}},
       modebar: {bgcolor: 'rgba(0,0,0,0)', color: of('--soft'), activecolor: of('--accent')},
       xaxis: {...axis, ...layout.xaxis}, yaxis: {...axis, ...layout.yaxis}};
-    themed.font.family = getComputedStyle(document.body).fontFamily;
-    if (layout.updatemenus)
-      themed.updatemenus = layout.updatemenus.map(menu => ({...menu, bgcolor: of('--paper'),
-        bordercolor: of('--line'), font: {size: 12, color: dark.matches ? '#8fa3b8' : of('--ink')}}));
-    return themed;
+    return all;
   }
 
   function draw(node) {
     const figure = figures[node.dataset.figure];
     node.dataset.drawn = 'yes';
-    return Plotly.react(node, figure.data, themed(figure.layout), config);
+    const layout = themed(figure.layout);
+    for (const trace of figure.data)
+      if (trace.type === 'heatmap') trace.textfont = {color: layout.font.color};
+    return Plotly.react(node, figure.data, layout, config);
   }
 
   // Plots are drawn when they come near the window: a page of many opens at once.
@@ -37,10 +36,17 @@
   dark.addEventListener('change', () => plots.filter(node => node.dataset.drawn).forEach(draw));
   addEventListener('beforeprint', () => plots.filter(node => !node.dataset.drawn && node.offsetParent).forEach(draw));
 
-  // The tabs of all sections show the same run.
-  for (const button of document.querySelectorAll('.tabs button'))
+  // Buttons above a plot choose which of its curves are shown.
+  for (const button of document.querySelectorAll('.choices button'))
     button.addEventListener('click', () => {
-      for (const other of document.querySelectorAll('.tabs button'))
+      for (const other of button.parentNode.children) other.setAttribute('aria-pressed', String(other === button));
+      Plotly.restyle(button.closest('.panel').querySelector('.plot'), {visible: JSON.parse(button.dataset.visible)});
+    });
+
+  // The tabs of all sections show the same run.
+  for (const button of document.querySelectorAll('[role=tab]'))
+    button.addEventListener('click', () => {
+      for (const other of document.querySelectorAll('[role=tab]'))
         other.setAttribute('aria-selected', String(other.dataset.run === button.dataset.run));
       for (const part of document.querySelectorAll('[data-of]'))
         part.hidden = part.dataset.of !== button.dataset.run;

@@ -48,16 +48,16 @@ def render(runs: Sequence[Told], title: str) -> str:
                     plots.by_iou(found), plots.precision_recall(found)]
         mistakes = [plots.errors(found)]
     elif found:
-        accuracy = [plots.by_class(found, ['IoU', 'boundary IoU'], 'IoU by class', 'classes')]
+        accuracy = [plots.by_class(found, ['IoU', 'boundary IoU'], 'IoU by class', 'classes', 100)]
         if several:
-            accuracy.append(plots.by_class(found, ['boundary IoU'], 'IoU of boundaries by class', 'boundaries'))
+            accuracy.append(plots.by_class(found, ['boundary IoU'], 'IoU of boundaries by class', 'boundaries', 100))
     confusions = {name: plots.confusion(one, f'confusion_{i}') for i, (name, one) in enumerate(found.items())}
     figures = {plot.key: json.loads(plot.figure.to_json())
                for plot in [*training, *accuracy, *mistakes, *confusions.values()]}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(str(HERE)), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.globals.update(number=percent, embedded=embedded, words=WORDS, meaning=MEANING,
-                               kinds=[*KINDS, MISSED], colour=plots.colour)
+                               kinds=[*KINDS, MISSED], by_cost=by_cost, colour=plots.colour)
     return environment.get_template('page.html').render(
         title=title, runs=runs, found=found, task=task, several=several, training=training, accuracy=accuracy,
         mistakes=mistakes, confusions=confusions, facts=table([one.facts for one in runs]),
@@ -65,6 +65,10 @@ def render(runs: Sequence[Told], title: str) -> str:
         best=best_of(runs), figures=figures, results=results(runs), plotly=get_plotlyjs(), version=__version__,
         made=datetime.now().strftime('%Y-%m-%d %H:%M'), style=(HERE / 'page.css').read_text(encoding='utf-8'),
         script=(HERE / 'page.js').read_text(encoding='utf-8'))
+
+
+def by_cost(findings: Findings) -> List[str]:
+    return sorted([*KINDS, MISSED], key=lambda kind: -findings.errors[kind]['cost'])
 
 
 def embedded(content: Any) -> str:

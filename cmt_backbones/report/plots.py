@@ -19,8 +19,10 @@ MAIN = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75', 'coco/segm_mAP'
 class Plot:
     """A figure, and what the page says above and below it."""
 
-    def __init__(self, key: str, title: str, figure: go.Figure, note: str = '', wide: bool = False) -> None:
-        self.key, self.title, self.figure, self.note, self.wide = key, title, figure, note, wide
+    def __init__(self, key: str, title: str, figure: go.Figure, note: str = '',
+                 choices: Optional[Dict[str, List[bool]]] = None) -> None:
+        self.key, self.title, self.figure, self.note = key, title, figure, note
+        self.choices = choices or {}  # by the name of a button, which of the figure's curves it shows
 
 
 def layout(x: str = '', y: str = '', height: int = 340, **others: Any) -> dict:
@@ -63,7 +65,8 @@ def curves(runs: Dict[str, Series]) -> List[Plot]:
             ('gradients', 'Norm of gradients', ['grad_norm'], ['grad_norm'])]:
         figure, unit = lines_of(runs, chosen, visible)
         if figure.data:
-            figure.update_layout(**layout(unit, '', 360 if key in ('loss', 'metrics') else 280))
+            figure.update_layout(**layout(unit, '', 340))
+            figure.update_yaxes(exponentformat='e')
             figure.update_layout(hovermode='x unified' if key == 'loss' and len(figure.data) < 9 else 'closest')
             note = 'Click on a name to show or hide its curve.' if len(chosen) > 1 else ''
             plots.append(Plot(key, title, figure, note))
@@ -97,7 +100,7 @@ def lines_of(runs: Dict[str, Series], names: Sequence[str], visible: Sequence[st
 
 
 def by_size(runs: Dict[str, Findings]) -> Plot:
-    figure = go.Figure(layout=layout('', 'AP', 300))
+    figure = go.Figure(layout=layout('', 'AP', 340))
     for i, (run, found) in enumerate(runs.items()):
         values = plain([found.results.average(size=k) for k in range(len(SIZES))])
         figure.add_bar(x=list(SIZES), y=values, name=run, marker=dict(color=colour(i)), text=shown(values),
@@ -119,7 +122,7 @@ def top(figure: go.Figure) -> float:
 
 def by_iou(runs: Dict[str, Findings]) -> Plot:
     """Of one run a line for each class, too."""
-    figure = go.Figure(layout=layout('IoU', 'AP', 340))
+    figure = go.Figure(layout=layout('IoU', 'AP', 380))
     for i, (run, found) in enumerate(runs.items()):
         ious = [round(iou, 2) for iou in found.results.ious]
         lines = [('all classes' if len(runs) == 1 else run, slice(None), colour(i), 3.)]
@@ -135,8 +138,12 @@ def by_iou(runs: Dict[str, Findings]) -> Plot:
                 'least that IoU. COCO’s AP is the mean of the line.')
 
 
-def by_class(runs: Dict[str, Findings], columns: Sequence[str], title: str, key: str) -> Plot:
-    """Bars for each class, the best at the top; of one run all columns, of several the first of each run."""
+def by_class(runs: Dict[str, Findings], columns: Sequence[str], title: str, key: str, factor: float = 1) -> Plot:
+    """Bars for each class, the best at the top; of one run all columns, of several the first of each run.
+
+    Args:
+        factor: Of the values: 100 for percent.
+    """
     names = list(dict.fromkeys(name for found in runs.values() for name in found.classes))
     rows = {run: {row['name']: row for row in found.by_class} for run, found in runs.items()}
     first, column = next(iter(rows.values())), columns[0]
@@ -144,12 +151,12 @@ def by_class(runs: Dict[str, Findings], columns: Sequence[str], title: str, key:
     figure = go.Figure()
     bars = [(run, column) for run in runs] if len(runs) > 1 else [(run, c) for run in runs for c in columns]
     for i, (run, what) in reversed(list(enumerate(bars))):
-        values = [rows[run].get(name, {}).get(what, float('nan')) for name in names]
+        values = [factor * rows[run].get(name, {}).get(what, float('nan')) for name in names]
         label = run if len(runs) > 1 else what
         figure.add_bar(y=names, x=plain(values), orientation='h', name=label, marker=dict(color=colour(i)),
                        legendrank=i, hovertemplate=f'%{{y}}: {what} %{{x:.4f}}<extra>{label}</extra>')
     height = 110 + len(names) * (10 + 11 * len(bars))
-    figure.update_layout(**layout(column if len(runs) > 1 else '', '', max(260, height), bargap=0.25))
+    figure.update_layout(**layout(column if len(runs) > 1 else '', '', max(340, height), bargap=0.25))
     figure.update_yaxes(automargin=True, ticksuffix='  ')
     figure.update_xaxes(rangemode='tozero')
     return Plot(key, title, figure)
@@ -157,7 +164,7 @@ def by_class(runs: Dict[str, Findings], columns: Sequence[str], title: str, key:
 
 def precision_recall(runs: Dict[str, Findings]) -> Plot:
     """At an IoU of 0.5 or 0.75, by a button; of one run a curve for each class, of several their means."""
-    figure = go.Figure(layout=layout('recall', 'precision', 400))
+    figure = go.Figure(layout=layout('recall', 'precision', 360))
     at_first: List[bool] = []
     for iou in (IOU_50, IOU_75):
         for i, (run, found) in enumerate(runs.items()):
@@ -175,16 +182,12 @@ def precision_recall(runs: Dict[str, Findings]) -> Plot:
                     customdata=None if score is None else plain(score, 3), line=dict(color=ink, width=width),
                     hovertemplate=f'recall %{{x}}: precision %{{y:.3f}}{score_text}<extra>{name}</extra>')
                 at_first.append(iou == IOU_50)
-    buttons = [dict(label=f'IoU {name}', method='restyle', args=[dict(visible=[seen == wanted for seen in at_first])])
-               for name, wanted in (('0.5', True), ('0.75', False))]
-    figure.update_layout(
-        xaxis=dict(range=[0, 1]), yaxis=dict(range=[0, 1.03]),
-        updatemenus=[dict(type='buttons', direction='left', buttons=buttons, x=1, xanchor='right', y=1.02,
-                          yanchor='bottom', showactive=True, pad=dict(t=0, b=4))])
+    figure.update_layout(xaxis=dict(range=[0, 1.01]), yaxis=dict(range=[0, 1.03]))
     if len(figure.data) > 16:  # names in rows would take the plot's place
         figure.update_layout(legend=dict(orientation='v', x=1.02, xanchor='left', y=1, yanchor='top'))
     return Plot('precision_recall', 'Precision and recall', figure, 'Precision when so many of the objects are '
-                'found, by COCO’s 101 steps. The area below a curve is its AP at that IoU.')
+                'found, by COCO’s 101 steps. The area below a curve is its AP at that IoU.',
+                {'IoU 0.5': at_first, 'IoU 0.75': [not one for one in at_first]})
 
 
 def errors(runs: Dict[str, Findings]) -> Plot:
@@ -201,12 +204,13 @@ def errors(runs: Dict[str, Findings]) -> Plot:
                        marker=dict(color=colour(i)), text=shown(costs), textposition='outside', cliponaxis=False,
                        legendrank=i,
                        hovertemplate='%{y} costs %{x:.4f} AP50<br>%{customdata}<extra>' + run + '</extra>')
-    figure.update_layout(**layout('AP50 that mending these errors alone would add', '', 130 + 34 * len(kinds) +
+    figure.update_layout(**layout('AP50', '', 130 + 34 * len(kinds) +
                                   12 * len(kinds) * (len(runs) - 1), showlegend=len(runs) > 1))
     highest = max([value for trace in figure.data for value in trace.x if value is not None] + [0.01])
     figure.update_xaxes(range=[0, 1.15 * highest])
     figure.update_yaxes(automargin=True, ticksuffix='  ')
-    return Plot('errors', 'What errors cost', figure)
+    return Plot('errors', 'What errors cost', figure, 'The AP at an IoU of 0.5 that mending all errors of one kind, '
+                'and nothing else, would add.')
 
 
 # ---------------------------------------------------------------------------- both
@@ -225,7 +229,7 @@ def confusion(found: Findings, key: str) -> Plot:
     figure = go.Figure(go.Heatmap(
         z=[plain(row, 4) for row in shares], x=columns, y=rows, zmin=0, zmax=1, customdata=matrix.tolist(),
         text=text if few else None, texttemplate='%{text}' if few else None, xgap=1, ygap=1,
-        colorscale=[[0, 'rgba(47,111,179,0.04)'], [0.5, 'rgba(47,111,179,0.55)'], [1, 'rgba(30,80,140,1)']],
+        colorscale=[[0, 'rgba(47,111,179,0.04)'], [1, 'rgba(47,111,179,0.62)']],
         colorbar=dict(thickness=10, outlinewidth=0, tickformat='.0%', len=0.9),
         hovertemplate=('true: %{y}<br>' + ('detected' if detector else 'predicted') + ': %{x}<br>%{customdata:,} '
                        + ('objects' if detector else 'pixels') + ', %{z:.1%} of the row<extra></extra>')))

@@ -154,8 +154,8 @@ def facts(run: Run) -> Dict[str, str]:
     """What a run was, in words, by what a reader looks for; what is not known is left out."""
     config, log = run.config, run.log
     found: Dict[str, Optional[str]] = {
-        'Config': Path(config.get('filename') or '').name if not in_vis_data(config) else config_name(run),
-        'Model': config.model.get('type'),
+        'Config': config_name(run),
+        'Model': model_name(config.model),
         'Backbone': backbone_name(config.model.backbone),
         'Initial weights': initial_weights(config),
         'Trained on': first(r'- INFO - \w+ on (\d+ images of \d+ classes: .*)$', log),
@@ -171,19 +171,20 @@ def facts(run: Run) -> Dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def in_vis_data(config: Config) -> bool:
-    return Path(config.get('filename') or '').parent.name == 'vis_data'
-
-
 def config_name(run: Run) -> str:
-    """The config's own name: mmengine's dump within `vis_data` has lost it."""
-    beside = sorted(run.work_dir.glob('*.py'))
-    return ', '.join(path.name for path in beside) or 'config.py'
+    """The config's own name, which mmengine's dump within `vis_data` has lost and the one beside it has kept."""
+    return ', '.join(sorted(path.name for path in run.work_dir.glob('*.py'))) or 'config.py'
 
 
 def first(pattern: str, text: str) -> Optional[str]:
     found = re.search(pattern, text, re.MULTILINE)
     return found[1].strip() if found else None
+
+
+def model_name(model: Any) -> str:
+    """A detector's type; of a segmentor, whose types are few, that of its head."""
+    head = model.get('decode_head')
+    return f"{model.get('type')} with {head['type']}" if hasattr(head, 'get') else str(model.get('type'))
 
 
 def backbone_name(backbone: Any) -> str:
