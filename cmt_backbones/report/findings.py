@@ -79,8 +79,8 @@ def evaluate(run: Run, options: Options, file: Optional[Path] = None) -> Tuple[F
 def told_of(broken: Dict[str, str], data: Data) -> List[str]:
     shown = ', '.join(f'{path} ({why})' for path, why in list(broken.items())[:3])
     more = f' and {len(broken) - 3} more' if len(broken) > 3 else ''
-    noun = 'image is' if len(broken) == 1 else 'images are'
-    told = [f'{len(broken)} {noun} left out, since they cannot be read: {shown}{more}'] if broken else []
+    noun, are = ('image', 'is') if len(broken) == 1 else ('images', 'are')
+    told = [f'{len(broken)} {noun} cannot be read and {are} left out: {shown}{more}'] if broken else []
     if len(data.indices) < len(data.dataset):
         told.append(f'{len(data.indices)} of {len(data.dataset)} {data.split} images were evaluated')
     return told

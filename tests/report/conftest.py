@@ -19,11 +19,20 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def detector_run(scenes, tmp_path_factory):
-    """The work_dir of RetinaNet, 2 epochs, validated after each."""
+    """The work_dir of RetinaNet, 2 epochs, validated after each, and `predictions.pkl` of mmdet's own test of it."""
+    from mmdet.evaluation import DumpDetResults
     cfg = small_runs.detector(scenes, tmp_path_factory.mktemp('detector') / 'small_retinanet', workers=0)
     cfg.default_hooks.logger.interval = 1
+    cfg.model.test_cfg.score_thr = 0.
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
     small_runs.train(cfg)
-    return small_runs.Path(cfg.work_dir)
+    work_dir = small_runs.Path(cfg.work_dir)
+    cfg.update(load_from=str(work_dir / 'epoch_2.pth'), work_dir=f'{work_dir}/test', custom_hooks=[])
+    cfg.experiment_name = cfg.visualizer.name = f'{cfg.experiment_name}_test'
+    runner = small_runs.Runner.from_cfg(cfg)
+    runner.test_evaluator.metrics.append(DumpDetResults(str(work_dir / 'predictions.pkl')))
+    runner.test()
+    return work_dir
 
 
 @pytest.fixture(scope='session')
@@ -31,6 +40,7 @@ def segmentor_run(scenes, tmp_path_factory):
     """The work_dir of UperNet, 7 iterations, validated at the end."""
     cfg = small_runs.segmentor(scenes, tmp_path_factory.mktemp('segmentor') / 'small_upernet', workers=0)
     cfg.default_hooks.logger.interval = 1
+    cfg.val_dataloader.batch_size = 1  # the scenes have two sizes
     small_runs.train(cfg)
     return small_runs.Path(cfg.work_dir)
 
