@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
-from cmt_backbones.openmmlab import read_without_pickle
+from cmt_backbones import openmmlab
 from cmt_backbones.report.errors import ReportError, check_packages
 
 
@@ -46,8 +46,13 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    read_without_pickle()
     warnings.filterwarnings('ignore', category=UserWarning, module=r'mm(det|seg)\.')  # of their own deprecated parts
+    with openmmlab.one_line_errors('report'):
+        report(args)
+
+
+def report(args):
+    openmmlab.read_without_pickle()
     try:
         check_packages()
         from cmt_backbones.report.making import Options, make

@@ -115,7 +115,7 @@ def detector(run: Run, data: Data, options: Options, file: Optional[Path]) -> Fi
         return pictures.detection_picture(ranked, info['img_path'], (info['height'], info['width']), matches, errors,
                                           data.classes, threshold)
 
-    worst, best = pictures.chosen(pictures.rank_images(matches, errors, len(places), threshold), options.pictures)
+    worst, best = pictures.chosen(pictures.rank_images(matches, len(places), threshold), options.pictures)
     objects = np.bincount(matches.object_label, minlength=len(data.classes))
     by_class = [dict(name=name, objects=int(objects[k]), AP=results.average(label=k),
                      AP50=results.average(detection.IOU_50, k), AP75=results.average(detection.IOU_75, k),

@@ -44,7 +44,8 @@ def make(work_dirs: Sequence[Path], out: Path, options: Options, predictions: Se
         if not curves_only and (run.checkpoint or file):
             findings, data = evaluate(run, options, file)
         notes = [*run.told, *(findings.told if findings else [])]
-        told.append(Told(run, {**facts(run), **size_of_model(run, data)}, findings, notes))
+        evaluated = {'Evaluated on': findings.data} if findings else {}
+        told.append(Told(run, {**facts(run), **size_of_model(run, data), **evaluated}, findings, notes))
         for note in notes:
             print(f'report: {run.name}: {note}', file=sys.stderr)
     size = write(told, names[0] if len(names) == 1 else ' and '.join(names) if len(names) < 4 else

@@ -46,6 +46,7 @@ def render(runs: Sequence[Told], title: str) -> str:
     if found and task == 'detector':
         accuracy = [plots.by_class(found, ['AP', 'AP50', 'AP75'], 'AP by class', 'classes'), plots.by_size(found),
                     plots.by_iou(found), plots.precision_recall(found)]
+        accuracy.sort(key=lambda plot: plot.wide)  # what goes across the page goes last
         mistakes = [plots.errors(found)]
     elif found:
         accuracy = [plots.by_class(found, ['IoU', 'boundary IoU'], 'IoU by class', 'classes', 100)]
@@ -73,7 +74,7 @@ def by_cost(findings: Findings) -> List[str]:
 
 def embedded(content: Any) -> str:
     """JSON that may stand in a script element."""
-    return jinja2.utils.markupsafe.Markup(json.dumps(content, separators=(',', ':')).replace('<', '\\u003c'))
+    return json.dumps(content, separators=(',', ':')).replace('<', '\\u003c')
 
 
 def table(columns: Sequence[Dict[str, Any]]) -> List[tuple]:

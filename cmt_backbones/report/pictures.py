@@ -8,7 +8,7 @@ import numpy as np
 
 from ..visualization.segmentation import OPEN
 from .detection import Matches
-from .detection_errors import KINDS, MISSED, WORDS, Errors, pair
+from .detection_errors import KINDS, MISSED, WORDS, Errors
 from .segmentation import Shown
 
 SIDE = 480  # pixels: the long side of a picture at most
@@ -55,14 +55,14 @@ def uri(kind: str, data: bytes) -> str:
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
-def rank_images(matches: Matches, errors: Errors, images: int, threshold: float) -> List[dict]:
+def rank_images(matches: Matches, images: int, threshold: float) -> List[dict]:
     """What is right and wrong in each image from a score on, the worst image first.
 
     Returns:
         list[dict]: `image`, its place; `f1`; `right`, `wrong` and `missed`, numbers; images with nothing in them and
         nothing found are left out.
     """
-    paired, sure = pair(matches, threshold)
+    sure = matches.score >= threshold
     per_image = [np.bincount(places, minlength=images) for places in (
         matches.image[sure & matches.right], matches.image[sure & ~matches.right], matches.object_image)]
     found = []
@@ -99,7 +99,7 @@ def detection_picture(ranked: dict, path: str, size: Tuple[int, int], matches: M
         image = np.full((max(1, round(size[0] * scale)), max(1, round(size[1] * scale)), 3), GREY, np.uint8)
     height, width = image.shape[:2]
     scale = np.array([width / size[1], height / size[0]] * 2)
-    paired, sure = pair(matches, threshold)
+    sure = matches.score >= threshold
 
     def shape(box: np.ndarray, kind: str, name: str, text: str) -> dict:
         x, y, w, h = (box * scale).round(1).tolist()

@@ -12,6 +12,7 @@ from .findings import Findings
 COLOURS = ['#2f6fb3', '#d97a1e', '#2a9073', '#b4436c', '#7b62b5', '#8a7a2e', '#4aa3c7', '#a0522d']
 DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash']
 POINTS = 800  # of a curve, at most
+MANY = 20  # classes: more have thinner plots
 RECALLS = np.linspace(0, 1, 101).round(2).tolist()
 MAIN = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75', 'coco/segm_mAP', 'mIoU', 'mAcc', 'aAcc')
 
@@ -20,8 +21,9 @@ class Plot:
     """A figure, and what the page says above and below it."""
 
     def __init__(self, key: str, title: str, figure: go.Figure, note: str = '',
-                 choices: Optional[Dict[str, List[bool]]] = None) -> None:
+                 choices: Optional[Dict[str, List[Any]]] = None, wide: int = 0) -> None:
         self.key, self.title, self.figure, self.note = key, title, figure, note
+        self.wide = wide  # pixels that it needs at least, across the page
         self.choices = choices or {}  # by the name of a button, which of the figure's curves it shows
 
 
@@ -126,7 +128,7 @@ def by_iou(runs: Dict[str, Findings]) -> Plot:
     for i, (run, found) in enumerate(runs.items()):
         ious = [round(iou, 2) for iou in found.results.ious]
         lines = [('all classes' if len(runs) == 1 else run, slice(None), colour(i), 3.)]
-        if len(runs) == 1 and 1 < len(found.classes) <= 20:
+        if len(runs) == 1 and 1 < len(found.classes) <= MANY:
             lines += [(name, k, colour(k + 1), 1.4) for k, name in enumerate(found.classes)]
         for name, label, ink, width in lines:
             figure.add_scatter(
@@ -139,24 +141,31 @@ def by_iou(runs: Dict[str, Findings]) -> Plot:
 
 
 def by_class(runs: Dict[str, Findings], columns: Sequence[str], title: str, key: str, factor: float = 1) -> Plot:
-    """Bars for each class, the best at the top; of one run all columns, of several the first of each run.
+    """Bars for each class, the best first: of one run all columns, of several or of many classes the first of each.
 
     Args:
         factor: Of the values: 100 for percent.
     """
     names = list(dict.fromkeys(name for found in runs.values() for name in found.classes))
+    many = len(names) > MANY
     rows = {run: {row['name']: row for row in found.by_class} for run, found in runs.items()}
-    first, column = next(iter(rows.values())), columns[0]
-    names.sort(key=lambda name: (lambda value: value if value == value else -1)(first.get(name, {}).get(column, -1)))
+    columns = columns[:1] if len(runs) > 1 or many else columns
+    first = {name: row[columns[0]] for name, row in next(iter(rows.values())).items()}
+    names.sort(key=lambda name: first[name] if first.get(name, -1) >= 0 else -1, reverse=many)
     figure = go.Figure()
-    bars = [(run, column) for run in runs] if len(runs) > 1 else [(run, c) for run in runs for c in columns]
-    for i, (run, what) in reversed(list(enumerate(bars))):
-        values = [factor * rows[run].get(name, {}).get(what, float('nan')) for name in names]
+    for i, (run, what) in reversed(list(enumerate((run, what) for run in runs for what in columns))):
+        values = plain([factor * rows[run].get(name, {}).get(what, float('nan')) for name in names])
         label = run if len(runs) > 1 else what
-        figure.add_bar(y=names, x=plain(values), orientation='h', name=label, marker=dict(color=colour(i)),
-                       legendrank=i, hovertemplate=f'%{{y}}: {what} %{{x:.4f}}<extra>{label}</extra>')
-    height = 110 + len(names) * (10 + 11 * len(bars))
-    figure.update_layout(**layout(column if len(runs) > 1 else '', '', max(340, height), bargap=0.25))
+        number = 'y' if many else 'x'
+        figure.add_bar(**(dict(x=names, y=values) if many else dict(y=names, x=values, orientation='h')), name=label,
+                       marker=dict(color=colour(i)), legendrank=i,
+                       hovertemplate=f'%{{{"x" if many else "y"}}}: {what} %{{{number}:.4f}}<extra>{label}</extra>')
+    if many:
+        figure.update_layout(**layout('', columns[0], 400, bargap=0.25, showlegend=len(runs) > 1))
+        figure.update_xaxes(automargin=True, tickangle=-90, dtick=1, tickfont=dict(size=10.5))
+        return Plot(key, title, figure, wide=13 * len(names))
+    height = 110 + len(names) * (10 + 11 * len(figure.data))
+    figure.update_layout(**layout(columns[0] if len(runs) > 1 else '', '', max(340, height), bargap=0.25))
     figure.update_yaxes(automargin=True, ticksuffix='  ')
     figure.update_xaxes(rangemode='tozero')
     return Plot(key, title, figure)
@@ -165,8 +174,8 @@ def by_class(runs: Dict[str, Findings], columns: Sequence[str], title: str, key:
 def precision_recall(runs: Dict[str, Findings]) -> Plot:
     """At an IoU of 0.5 or 0.75, by a button; of one run a curve for each class, of several their means."""
     figure = go.Figure(layout=layout('recall', 'precision', 360))
-    at_first: List[bool] = []
-    for iou in (IOU_50, IOU_75):
+    visible: Dict[int, List[Any]] = {IOU_50: [], IOU_75: []}  # for plotly: True, False or 'legendonly'
+    for iou in visible:
         for i, (run, found) in enumerate(runs.items()):
             precision, scores = (values[iou, :, :, 0] for values in (found.results.precision, found.results.scores))
             known = [k for k in range(precision.shape[1]) if precision[0, k] > -1]
@@ -176,18 +185,20 @@ def precision_recall(runs: Dict[str, Findings]) -> Plot:
             if len(runs) == 1 and len(known) > 1:
                 lines += [(found.classes[k], precision[:, k], scores[:, k], colour(k + 1), 1.4) for k in known]
             for name, values, score, ink, width in lines:
+                when = 'legendonly' if score is not None and len(known) > MANY else True
                 score_text = '' if score is None else ', score from %{customdata:.2f}'
                 figure.add_scatter(
-                    x=RECALLS, y=plain(values, 4), name=name, mode='lines', visible=iou == IOU_50,
+                    x=RECALLS, y=plain(values, 4), name=name, mode='lines', visible=iou == IOU_50 and when,
                     customdata=None if score is None else plain(score, 3), line=dict(color=ink, width=width),
                     hovertemplate=f'recall %{{x}}: precision %{{y:.3f}}{score_text}<extra>{name}</extra>')
-                at_first.append(iou == IOU_50)
+                for wanted, one in visible.items():
+                    one.append(iou == wanted and when)
     figure.update_layout(xaxis=dict(range=[0, 1.01]), yaxis=dict(range=[0, 1.03]))
     if len(figure.data) > 16:  # names in rows would take the plot's place
         figure.update_layout(legend=dict(orientation='v', x=1.02, xanchor='left', y=1, yanchor='top'))
     return Plot('precision_recall', 'Precision and recall', figure, 'Precision when so many of the objects are '
                 'found, by COCO’s 101 steps. The area below a curve is its AP at that IoU.',
-                {'IoU 0.5': at_first, 'IoU 0.75': [not one for one in at_first]})
+                {'IoU 0.5': visible[IOU_50], 'IoU 0.75': visible[IOU_75]})
 
 
 def errors(runs: Dict[str, Findings]) -> Plot:
@@ -207,7 +218,7 @@ def errors(runs: Dict[str, Findings]) -> Plot:
     figure.update_layout(**layout('AP50', '', 130 + 34 * len(kinds) +
                                   12 * len(kinds) * (len(runs) - 1), showlegend=len(runs) > 1))
     highest = max([value for trace in figure.data for value in trace.x if value is not None] + [0.01])
-    figure.update_xaxes(range=[0, 1.15 * highest])
+    figure.update_xaxes(range=[0, 1.25 * highest])
     figure.update_yaxes(automargin=True, ticksuffix='  ')
     return Plot('errors', 'What errors cost', figure, 'The AP at an IoU of 0.5 that mending all errors of one kind, '
                 'and nothing else, would add.')
@@ -228,7 +239,7 @@ def confusion(found: Findings, key: str) -> Plot:
             for pair in zip(matrix.tolist(), shares.tolist())]
     figure = go.Figure(go.Heatmap(
         z=[plain(row, 4) for row in shares], x=columns, y=rows, zmin=0, zmax=1, customdata=matrix.tolist(),
-        text=text if few else None, texttemplate='%{text}' if few else None, xgap=1, ygap=1,
+        text=text if few else None, texttemplate='%{text}' if few else None, xgap=int(few), ygap=int(few),
         colorscale=[[0, 'rgba(47,111,179,0.04)'], [1, 'rgba(47,111,179,0.62)']],
         colorbar=dict(thickness=10, outlinewidth=0, tickformat='.0%', len=0.9),
         hovertemplate=('true: %{y}<br>' + ('detected' if detector else 'predicted') + ': %{x}<br>%{customdata:,} '
