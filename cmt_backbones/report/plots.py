@@ -10,7 +10,6 @@ from .detection_errors import KINDS, MEANING, MISSED, WORDS
 from .findings import Findings
 
 COLOURS = ['#2f6fb3', '#d97a1e', '#2a9073', '#b4436c', '#7b62b5', '#8a7a2e', '#4aa3c7', '#a0522d']
-DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash']
 POINTS = 800  # of a curve, at most
 MANY = 20  # classes: more have thinner plots
 RECALLS = np.linspace(0, 1, 101).round(2).tolist()
@@ -60,23 +59,27 @@ def curves(runs: Dict[str, Series]) -> List[Plot]:
     others = [name for name in names if name not in losses and name not in ('lr', 'grad_norm', 'memory')]
     main = [name for name in others if name in MAIN] or others[:3]
     plots = []
+    several = len(runs) > 1
     for key, title, chosen, visible in [
-            ('loss', 'Loss', sorted(losses, key=lambda name: name != 'loss'), ['loss'] if len(runs) > 1 else losses),
+            ('loss', 'Loss', sorted(losses, key=lambda name: name != 'loss'), losses),
             ('metrics', 'Validation', [*main, *(name for name in others if name not in main)], main),
             ('rate', 'Learning rate', ['lr'], ['lr']),
             ('gradients', 'Norm of gradients', ['grad_norm'], ['grad_norm'])]:
-        figure, unit = lines_of(runs, chosen, visible)
+        figure, unit = lines_of(runs, chosen, chosen[:1] if several else visible)
         if figure.data:
             figure.update_layout(**layout(unit, '', 340))
             figure.update_yaxes(exponentformat='e')
-            figure.update_layout(hovermode='x unified' if key == 'loss' and len(figure.data) < 9 else 'closest')
-            note = 'Click on a name to show or hide its curve.' if len(chosen) > 1 else ''
-            plots.append(Plot(key, title, figure, note))
+            figure.update_layout(hovermode='x unified' if key == 'loss' and not several else 'closest')
+            drawn = [trace.meta for trace in figure.data]
+            choices = {name.split('/')[-1]: [one == name for one in drawn] for name in dict.fromkeys(drawn)}
+            plots.append(Plot(key, title, figure,
+                              'Click on a name to show or hide its curve.' if len(choices) > 1 and not several else '',
+                              choices if len(choices) > 1 and several else None))
     return plots
 
 
 def lines_of(runs: Dict[str, Series], names: Sequence[str], visible: Sequence[str]) -> Tuple[go.Figure, str]:
-    """A line for each run and name: runs differ by colour and names by dashes; of one run names by colour."""
+    """A line for each run and name, that in `meta`: runs differ by colour; of one run, names."""
     figure, units = go.Figure(), []
     for i, (run, series) in enumerate(runs.items()):
         for j, name in enumerate(names):
@@ -86,14 +89,12 @@ def lines_of(runs: Dict[str, Series], names: Sequence[str], visible: Sequence[st
                 units.append(unit)
                 x, y = thinned(curve)
                 short = name.split('/')[-1]
-                label = {'lr': 'learning rate'}.get(short, short) if len(runs) == 1 else \
-                    f'{run} {short}' if len(names) > 1 else run
+                label = run if len(runs) > 1 else {'lr': 'learning rate'}.get(short, short)
                 strong = name in ('loss', 'lr') or name in MAIN[:1] or name == 'mIoU'
                 figure.add_scatter(
-                    x=x, y=y, name=label, mode='lines+markers' if len(x) < 25 else 'lines',
-                    visible=True if name in visible else 'legendonly', marker=dict(size=6),
-                    line=dict(color=colour(j if len(runs) == 1 else i), width=2.2 if strong else 1.4,
-                              dash='solid' if len(runs) == 1 else DASHES[j % len(DASHES)]),
+                    x=x, y=y, name=label, meta=name, mode='lines+markers' if len(x) < 25 else 'lines',
+                    visible=True if name in visible else len(runs) == 1 and 'legendonly', marker=dict(size=6),
+                    line=dict(color=colour(j if len(runs) == 1 else i), width=2.2 if strong else 1.4),
                     hovertemplate=f'{unit} %{{x}}: %{{y:.4g}}<extra>{label}</extra>')
     return figure, ' / '.join(dict.fromkeys(units))
 
