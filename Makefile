@@ -1,5 +1,6 @@
 PYTHON ?= python3
 STACK ?= openmmlab
+JOBS ?= 2
 PY = $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)/bin/python
 DEMO = work_dirs/demo
 DET = configs/mmdet/retinanet_cmt_ti_shapes.py
@@ -14,6 +15,7 @@ help:
 	@echo "               and make a page of the run (tools/report.py): work_dirs/demo/detection_report.html"
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
+	@echo "               in two processes, or JOBS=N; each takes whole files, as tests of one share what they trained"
 	@echo "make test-stacks  the core tests with old and new versions of torch, numpy and mmengine (20 GB)"
 	@echo "make gpu-report  set up, try everything on a GPU in 20 minutes, write work_dirs/gpu/gpu_report.md"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
@@ -30,7 +32,7 @@ browser:
 		echo "no Chromium: tests of pages are skipped (apt-get install chromium)"
 
 test: setup browser
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 	$(PY) tools/test_stacks.py oldest
 
 test-stacks:
