@@ -11,7 +11,8 @@ export PYTHONUNBUFFERED = 1
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
-	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
+	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw,"
+	@echo "               and make a page of the run (tools/report.py): work_dirs/demo/detection_report.html"
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
 	@echo "               in two processes, or JOBS=N; each takes whole files, as tests of one share what they trained"
@@ -57,11 +58,14 @@ demo: shapes
 	$(PY) tools/draw_detections.py $(DET) $(DEMO)/detections.pkl --out $(DEMO)/detections
 	$(PY) tools/plot_training.py $(DEMO)/retinanet_cmt_ti --out $(DEMO)/detection_curves.png \
 		--metrics 'mAP(_50)?$$'
+	$(PY) tools/report.py $(DEMO)/retinanet_cmt_ti --predictions $(DEMO)/detections.pkl \
+		--out $(DEMO)/detection_report.html
 	@echo "==> RetinaNet with CMT-Ti, trained from scratch on 800 drawn scenes by two processes"
 	@sed -n 's/.*"coco\/bbox_mAP": \([0-9.]*\).*/==> box mAP \1 on 100 other scenes/p' \
 		$$(ls -t $(DEMO)/retinanet_cmt_ti/test/*/*.json | head -1); echo
 	@echo "==> $(DEMO)/detections/sheet.png: detections beside truth"
 	@echo "==> $(DEMO)/detection_curves.png: loss and mAP"
+	@echo "==> $(DEMO)/detection_report.html: the run on one page, for a browser"
 	@echo "==> your own images: docs/own_dataset.md"
 
 demo-seg: shapes
@@ -71,8 +75,11 @@ demo-seg: shapes
 		--work-dir $(DEMO)/upernet_cmt_ti/test --out $(DEMO)/label_maps
 	$(PY) tools/draw_segmentation.py $(SEG) $(DEMO)/label_maps --out $(DEMO)/segmentation
 	$(PY) tools/plot_training.py $(DEMO)/upernet_cmt_ti --out $(DEMO)/segmentation_curves.png
+	$(PY) tools/report.py $(DEMO)/upernet_cmt_ti --predictions $(DEMO)/label_maps \
+		--out $(DEMO)/segmentation_report.html
 	@echo "==> $(DEMO)/segmentation/sheet.png: label maps beside truth"
 	@echo "==> $(DEMO)/segmentation_curves.png: loss and mIoU"
+	@echo "==> $(DEMO)/segmentation_report.html: the run on one page, for a browser"
 
 gpu-report: shapes
 	$(PY) tools/gpu_report.py work_dirs/gpu
