@@ -101,9 +101,9 @@ class Attention:
 
     def of_query(self, query: int, stage: int, block: int) -> PointAttention:
         """Where a query of a stage, counted row by row, attends in a block."""
-        q, k = (x.double() for x in self.blocks[stage][block])
-        factors = self.biases[stage]
-        content = torch.einsum('hd,hmd->hm', q[:, query], k) * q.shape[2]**-0.5
+        (queries, keys), factors = self.blocks[stage][block], self.biases[stage]
+        q, k = queries[:, query].double(), keys.double()
+        content = torch.einsum('hd,hmd->hm', q, k) * q.shape[1]**-0.5
         bias = factors.query[:, query].double() @ factors.key.double().T
         return PointAttention(*(scores.softmax(1).unflatten(1, self.key_grid)
                                 for scores in (content + bias, content, bias)))
