@@ -39,6 +39,20 @@ def by_pycocotools(ann_file, predictions):
     return coco
 
 
+def test_a_detector_by_its_checkpoint(detector_run, scenes, tmp_path, capsys):
+    """The page's AP is what mmdet's own test of the same weights has, and what the validation logged."""
+    tool.run('report', detector_run, '--out', tmp_path / 'page.html')
+    found = results_of(tmp_path / 'page.html')['small_retinanet']['headline']
+    coco = by_pycocotools(scenes / 'annotations/val.json', detector_run / 'predictions.pkl')
+    assert coco.stats[0] > 0
+    names = ['AP', 'AP50', 'AP75', 'AP small', 'AP medium']
+    assert [found[name] for name in names] == pytest.approx(coco.stats[:5].tolist(), abs=1e-6)
+    logged = [json.loads(line) for line in next(detector_run.glob('*/vis_data/scalars.json')).open()]
+    for name, key in (('AP', 'mAP'), ('AP50', 'mAP_50'), ('AP75', 'mAP_75'), ('AP medium', 'mAP_m')):
+        assert round(found[name], 3) == logged[-1][f'coco/bbox_{key}']
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f'{tmp_path / "page.html"}: ')
+
+
 @pytest.fixture(scope='module')
 def detector_page(detector_run, wrong_predictions, tmp_path_factory):
     out = tmp_path_factory.mktemp('page') / 'detector.html'
@@ -115,20 +129,6 @@ def test_the_page_of_a_detector_in_a_browser(detector_page, browser, size):
         assert re.match(r'\w+: (found|not found)$', figures.first.locator('svg title').first.text_content())
         figures.first.locator('figcaption').click()
         assert tab.locator('dialog[open] svg').count() == 2
-
-
-def test_a_detector_by_its_checkpoint(detector_run, scenes, tmp_path, capsys):
-    """The page's AP is what mmdet's own test of the same weights has, and what the validation logged."""
-    tool.run('report', detector_run, '--out', tmp_path / 'page.html')
-    found = results_of(tmp_path / 'page.html')['small_retinanet']['headline']
-    coco = by_pycocotools(scenes / 'annotations/val.json', detector_run / 'predictions.pkl')
-    assert coco.stats[0] > 0
-    names = ['AP', 'AP50', 'AP75', 'AP small', 'AP medium']
-    assert [found[name] for name in names] == pytest.approx(coco.stats[:5].tolist(), abs=1e-6)
-    logged = [json.loads(line) for line in next(detector_run.glob('*/vis_data/scalars.json')).open()]
-    for name, key in (('AP', 'mAP'), ('AP50', 'mAP_50'), ('AP75', 'mAP_75'), ('AP medium', 'mAP_m')):
-        assert round(found[name], 3) == logged[-1][f'coco/bbox_{key}']
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f'{tmp_path / "page.html"}: ')
 
 
 def test_a_segmentor_by_its_checkpoint_and_by_label_maps(segmentor_run, scenes, tmp_path, browser):
