@@ -35,7 +35,7 @@ def main(argv=None):
     sizes = [path.stat().st_size / 1e6 for path in (args.file, args.out)]
     print(f'{args.out}: {done.layers} of {done.total} layers in int8, {sizes[1]:.1f} MB instead of {sizes[0]:.1f}; '
           f'the outputs of the heads change by {done.error:.3f}; in float: {", ".join(done.kept) or "none"}')
-    before, after = seconds_of([args.file, args.out], found[0])
+    (before, _), (after, _) = seconds_of([args.file, args.out], found[0])
     print(f'a photo takes {after * 1e3:.0f} ms instead of {before * 1e3:.0f}, {after / before:.2f} times as long')
 
 

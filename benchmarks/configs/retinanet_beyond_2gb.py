@@ -3,6 +3,8 @@ _base_ = '../../configs/mmdet/retinanet_convnext_t_1x.py'
 
 model = dict(
     backbone=dict(
+        _delete_=True,
+        type='ConvNeXt',
         arch=dict(embed_dims=(32, 64, 128, 4096), depths=(1, 1, 1, 4), use_grn=False),
-        init_cfg=None),
+        out_indices=(1, 2, 3)),
     neck=dict(in_channels=[64, 128, 4096]))

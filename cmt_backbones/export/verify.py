@@ -77,8 +77,15 @@ def found_by(outputs: Sequence[np.ndarray], size: Tuple[int, int], nms: Optional
     return out
 
 
-def compared(found: Objects, wanted: Objects, threshold: float, full: int) -> Tuple[Optional[str], int]:
+def compared(found: Objects, wanted: Objects, threshold: float, full: int, size: Tuple[float, float] = (np.inf, np.inf),
+             anchor: float = 0.) -> Tuple[Optional[str], int]:
     """What differs first between what a file and what a model finds in an image, or None; and how many are the same.
+
+    Args:
+        threshold (float): Of scores.
+        full (int): How many places there are.
+        size (tuple[float, float]): Height and width of the image.
+        anchor (float): The longest side of an anchor of the model.
 
     Objects whose score is within the tolerance of the threshold, or of the last one where all `full` places are
     taken, may be in either alone: rounding decides.
@@ -90,7 +97,7 @@ def compared(found: Objects, wanted: Objects, threshold: float, full: int) -> Tu
         near = np.flatnonzero(free & (found.labels == wanted.labels[i])
                               & (np.abs(found.scores - wanted.scores[i]) <= SCORE))
         apart = np.abs(found.boxes[near] - wanted.boxes[i]).max(1) if len(near) else np.array([np.inf])
-        if apart.min() > allowed(wanted.boxes[i]):
+        if apart.min() > allowed(wanted.boxes[i], size, anchor):
             if wanted.scores[i] > edge:
                 return (f'the model finds label {wanted.labels[i]} with a score of {wanted.scores[i]:.5f} at '
                         f'{wanted.boxes[i].round(3).tolist()}, the file ' + nearest(found, wanted, i)), 0
@@ -108,9 +115,17 @@ def compared(found: Objects, wanted: Objects, threshold: float, full: int) -> Tu
     return None, int((~free).sum())
 
 
-def allowed(box: np.ndarray) -> float:
-    """How far a side of a box (4, ) may be off, in pixels."""
-    return max(BOX, BOX_PART * float((box[2:] - box[:2]).max()))
+def allowed(box: np.ndarray, size: Tuple[float, float], anchor: float) -> float:
+    """How far a side of a box (4, ) may be off, in pixels; see :func:`compared`."""
+    side = float((box[2:] - box[:2]).max())
+    if (box[:2] <= 0).any() or (box[2:] >= size[::-1]).any():  # cut at the border: of how large a box is not known
+        side = max(side, anchor)
+    return max(BOX, BOX_PART * side)
+
+
+def longest_anchor(model: nn.Module) -> float:
+    head = model.rpn_head if getattr(model, 'rpn_head', None) is not None else model.bbox_head
+    return max(float((anchors[:, 2:] - anchors[:, :2]).max()) for anchors in head.prior_generator.base_anchors)
 
 
 def nearest(found: Objects, wanted: Objects, i: int) -> str:
@@ -155,7 +170,7 @@ def check_detector(start: Callable[[float], Run], model: nn.Module, images: Sequ
         ExportError: The first difference.
     """
     cfg = head_of(model).test_cfg
-    size, own = images[0].shape[:2], cfg.score_thr
+    size, own, anchor = images[0].shape[:2], cfg.score_thr, longest_anchor(model)
     batches = [images] if together else [[image] for image in images]
     wanted, threshold = [predicted(model, batch) for batch in batches], own
     if sum(len(objects.scores) for batch in wanted for objects in batch) < ENOUGH:
@@ -171,7 +186,7 @@ def check_detector(start: Callable[[float], Run], model: nn.Module, images: Sequ
     for batch, theirs in zip(batches, wanted):
         found = found_by(run(to_input(batch)), size, outside)
         for one, other in zip(found, theirs):
-            difference, count = compared(one, other, threshold, cfg.max_per_img)
+            difference, count = compared(one, other, threshold, cfg.max_per_img, size, anchor)
             if difference:
                 raise ExportError(f'the file differs from the model at {size[0]}x{size[1]}: {difference}')
             same += count

@@ -34,7 +34,8 @@ def check_photo(exported, photo, half=False):
     assert found.names == [small_detectors.CLASSES[label] for label in found.labels]
     one, other = (verify.Objects(np.asarray(boxes) * 128 / 200, np.asarray(scores), np.asarray(labels))
                   for boxes, scores, labels in [found[:3], (wanted.bboxes, wanted.scores, wanted.labels)])
-    assert verify.compared(one, other, 0., 20) == (None, len(one.scores))  # in pixels of what the network sees
+    size, anchor = (96, 128), verify.longest_anchor(model)  # in pixels of what the network sees
+    assert verify.compared(one, other, 0., 20, size, anchor) == (None, len(one.scores))
     if 'masks' in wanted:
         masks = wanted.masks.numpy()
         assert found.masks.shape == masks.shape and found.masks.any()
@@ -85,7 +86,8 @@ def test_any_size_and_number_of_images(retinanet, photo):
         outputs = session.run(None, {'images': inputs})
         assert outputs[0].shape == (count, 20, 4) and (np.diff(outputs[1], axis=1) <= 0).all()
         for found, wanted in zip(verify.found_by(outputs, (height, width), None), verify.predicted(model, images)):
-            assert verify.compared(found, wanted, .05, 20) == (None, len(wanted.scores)) != (None, 0)
+            assert verify.compared(found, wanted, .05, 20, (height, width), verify.longest_anchor(model)) == (
+                None, len(wanted.scores)) != (None, 0)
 
 
 def test_places_that_are_not_used(retinanet):
@@ -182,6 +184,12 @@ def test_what_counts_as_a_difference():
     large, moved, wrong = (objects(([0, 0, 400, side], .9, 1)) for side in (800, 800.007, 800.009))
     assert verify.compared(moved, large, .05, 10) == (None, 1)
     assert 'with a score of 0.90000' in difference(wrong, large)
+    # So may one that the border cuts, of its anchor's.
+    cut, moved = (objects(([0, top, 96, 64], .9, 1)) for top in (14, 14.002))
+    assert verify.compared(moved, cut, .05, 10, (64, 96), 800.) == (None, 1)
+    for size, anchor in [((64, 96), 100.), ((65, 97), 800.)]:
+        inside = objects(([1, 14, 96, 64], .9, 1))
+        assert verify.compared(objects(([1, 14.002, 96, 64], .9, 1)), inside, .05, 10, size, anchor)[0]
     assert verify.compared(objects(one), objects(([9, 9, 30, 40], .9, 1)), .05, 1) == (None, 0)
 
 
