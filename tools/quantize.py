@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cmt_backbones.export import ExportError
-from cmt_backbones.export.quantization import quantise
+from cmt_backbones.export.quantization import quantise, seconds_of
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -35,6 +35,8 @@ def main(argv=None):
     sizes = [path.stat().st_size / 1e6 for path in (args.file, args.out)]
     print(f'{args.out}: {done.layers} of {done.total} layers in int8, {sizes[1]:.1f} MB instead of {sizes[0]:.1f}; '
           f'the outputs of the heads change by {done.error:.3f}; in float: {", ".join(done.kept) or "none"}')
+    (before, _), (after, _) = seconds_of([args.file, args.out], found[0])
+    print(f'a photo takes {after * 1e3:.0f} ms instead of {before * 1e3:.0f}, {after / before:.2f} times as long')
 
 
 if __name__ == '__main__':

@@ -38,8 +38,9 @@ class Detector(nn.Module):
         self.model, self.max_det, self.nms = model, max_det, nms
         cfg = head_of(model).test_cfg
         self.iou = cfg.nms.iou_threshold
-        # A buffer, and thereby an array of the file, which may be set to another value.
-        self.register_buffer('score_threshold', torch.tensor([cfg.score_thr], dtype=torch.float32))
+        # A buffer, and thereby an array of the file, which may be set to another value. Of two dimensions: one of one
+        # would be taken for NMS's overlap where both are the same number, and be set with it.
+        self.register_buffer('score_threshold', torch.tensor([[cfg.score_thr]], dtype=torch.float32))
 
     def best(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Found:
         """The K best of candidates (N, M, 4), (N, M) and (N, M)."""

@@ -75,7 +75,7 @@ def write(model: nn.Module, path: Path, options: Options, config: str = '',
         if options.dynamic and divisor % writing.STRIDE:
             raise ExportError(f'with --dynamic, pad_size_divisor must be {writing.STRIDE}, not {divisor}')
     padded = tuple(-(-side // divisor) * divisor for side in shape)
-    say(f'tracing at {padded[0]}x{padded[1]}')  # each of the two may take a minute
+    say(f'tracing at {padded[0]}x{padded[1]}')  # each of the three may take a minute
     program = writing.trace(module.requires_grad_(False), (1, *padded), options.dynamic, options.dynamic_batch,
                             with_size=kind == 'mmdet')
     say(f'writing {path}')
@@ -89,6 +89,7 @@ def write(model: nn.Module, path: Path, options: Options, config: str = '',
         writing.store_half(written)
     made = writing.save(written, path, front)
     del written
+    say(f'running {path}')
     try:
         for name, start in STARTS.items():
             if name == 'onnxruntime' or options.openvino:
@@ -158,10 +159,15 @@ def compare(start: Callable, model: nn.Module, module: nn.Module, path: Path, sh
             options: Options, kind: str, info: dict) -> List[str]:
     """Runs a file at sizes and says what was compared, or raises ExportError."""
     said = []
-    try:
-        run, _ = start(str(path), 0)
-    except ImportError as error:
-        raise ExportError(f'{error.name} is missing: pip install {error.name}') from None
+
+    def started(threshold: Optional[float] = None) -> Callable:
+        try:
+            return start(str(path), 0)[0] if threshold is None else at_threshold(start, path, threshold)
+        except ImportError as error:
+            raise ExportError(f'{error.name} is missing: pip install {error.name}') from None
+
+    # A detector's is started once its threshold is known: two at a time would take twice the memory.
+    run = started() if kind != 'mmdet' else None
     if kind == 'backbone':
         return compare_maps(lambda x: [torch.from_numpy(out) for out in run(x.numpy())], module, path, shape,
                             options.dynamic)
@@ -171,8 +177,7 @@ def compare(start: Callable, model: nn.Module, module: nn.Module, path: Path, sh
         if kind == 'mmseg':
             text = verify.check_segmentor(run, model, images, to_input, options.dynamic_batch, options.logits)
         else:
-            text = verify.check_detector(partial(at_threshold, start, path), model, images, to_input,
-                                         options.dynamic_batch, options.nms)
+            text = verify.check_detector(started, model, images, to_input, options.dynamic_batch, options.nms)
         said.append(f'at {height}x{width}: {text}')
     return said
 
@@ -221,7 +226,7 @@ def at_threshold(start: Callable, path: Path, threshold: float) -> verify.Run:
 
     model = onnx.load(str(path), load_external_data=False)
     stored, = [array for array in model.graph.initializer if array.name == 'score_threshold']
-    wanted = np.array([threshold], np.float32)
+    wanted = np.full(list(stored.dims), threshold, np.float32)
     if np.array_equal(onnx.numpy_helper.to_array(stored), wanted):
         return start(str(path), 0)[0]
     stored.CopyFrom(onnx.numpy_helper.from_array(wanted, 'score_threshold'))

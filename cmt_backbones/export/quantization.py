@@ -5,6 +5,8 @@ after the heads stay in float. Which layers stay in float too is measured: each 
 alone, and those that change the heads' outputs most are left out until the rest changes them little enough.
 """
 import ast
+import statistics
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -82,6 +84,23 @@ def quantise(path: Path, out: Path, images: Sequence[Image], tolerance: float = 
     finally:
         prepared.unlink()
     return Quantised(alone, kept, error, len(chosen), sum(map(len, parts.values())))
+
+
+def seconds_of(paths: Sequence[Path], image: Image, rounds: int = 7, threads: int = 0) -> List[Tuple[float, float]]:
+    """How long files take for an image: by the clock, and of processors; the median of some rounds.
+
+    In each round each is run once, in turn, so that what else the machine does meets all of them.
+    """
+    predictors = [load(path, threads=threads) for path in paths]
+    inputs = [input_of(predictor, image) for predictor in predictors]
+    times: List[List[Tuple[float, float]]] = [[] for _ in paths]
+    for turn in range(rounds + 1):
+        for predictor, x, spent in zip(predictors, inputs, times):
+            start = time.perf_counter(), time.process_time()
+            predictor.run(x)
+            if turn:  # the first is to warm up
+                spent.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return [tuple(map(statistics.median, zip(*spent))) for spent in times]
 
 
 def input_of(predictor: Predictor, image: Image) -> np.ndarray:

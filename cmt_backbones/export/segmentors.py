@@ -17,9 +17,9 @@ class Segmentor(nn.Module):
 
     def __init__(self, model: nn.Module, logits: bool = False) -> None:
         super().__init__()
-        if type(model).__name__ != 'EncoderDecoder' or type(model.decode_head).__name__ != 'UPerHead':
-            head = type(getattr(model, 'decode_head', model)).__name__
-            raise ExportError(f'the decode_head is a {head}, which is not supported: UPerHead is, in an '
+        head = type(getattr(model, 'decode_head', model)).__name__
+        if type(model).__name__ != 'EncoderDecoder' or head not in ('UPerHead', 'FCNHead'):
+            raise ExportError(f'the decode_head is a {head}, which is not supported: UPerHead and FCNHead are, in an '
                               'EncoderDecoder; --backbone-only exports the backbone')
         self.model, self.logits = model, logits
         self.out_channels = model.decode_head.out_channels

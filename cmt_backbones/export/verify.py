@@ -9,6 +9,8 @@ from .detectors import head_of
 from .predictor import ExportError, paste, suppress
 
 BOX, SCORE = 1e-3, 1e-4  # pixels, and probability
+# Heads say boxes as parts of an anchor's sides, in float32 to about 1e-6: large boxes are off by more pixels.
+BOX_PART = 1e-5
 MASK = 2  # of 255: mmdet's soft masks are bytes
 LOGIT = 1e-4  # of the largest
 ENOUGH = 5  # boxes: fewer say little, and the threshold is lowered
@@ -75,8 +77,15 @@ def found_by(outputs: Sequence[np.ndarray], size: Tuple[int, int], nms: Optional
     return out
 
 
-def first_difference(found: Objects, wanted: Objects, threshold: float, full: int) -> Optional[str]:
-    """What differs between what a file and what a model finds in an image, or None.
+def compared(found: Objects, wanted: Objects, threshold: float, full: int, size: Tuple[float, float] = (np.inf, np.inf),
+             anchor: float = 0.) -> Tuple[Optional[str], int]:
+    """What differs first between what a file and what a model finds in an image, or None; and how many are the same.
+
+    Args:
+        threshold (float): Of scores.
+        full (int): How many places there are.
+        size (tuple[float, float]): Height and width of the image.
+        anchor (float): The longest side of an anchor of the model.
 
     Objects whose score is within the tolerance of the threshold, or of the last one where all `full` places are
     taken, may be in either alone: rounding decides.
@@ -88,10 +97,10 @@ def first_difference(found: Objects, wanted: Objects, threshold: float, full: in
         near = np.flatnonzero(free & (found.labels == wanted.labels[i])
                               & (np.abs(found.scores - wanted.scores[i]) <= SCORE))
         apart = np.abs(found.boxes[near] - wanted.boxes[i]).max(1) if len(near) else np.array([np.inf])
-        if apart.min() > BOX:
+        if apart.min() > allowed(wanted.boxes[i], size, anchor):
             if wanted.scores[i] > edge:
                 return (f'the model finds label {wanted.labels[i]} with a score of {wanted.scores[i]:.5f} at '
-                        f'{wanted.boxes[i].round(3).tolist()}, the file ' + nearest(found, wanted, i))
+                        f'{wanted.boxes[i].round(3).tolist()}, the file ' + nearest(found, wanted, i)), 0
             continue
         match = near[apart.argmin()]
         free[match] = False
@@ -99,11 +108,24 @@ def first_difference(found: Objects, wanted: Objects, threshold: float, full: in
             error = np.abs(found.masks[match].astype(int) - wanted.masks[i]).max()
             if error > MASK:
                 return (f'the masks of label {wanted.labels[i]} at {wanted.boxes[i].round(1).tolist()} differ by '
-                        f'{error / 255:.3f}')
+                        f'{error / 255:.3f}'), 0
     for i in np.flatnonzero(free & (found.scores > edge)):
         return (f'the file finds label {found.labels[i]} with a score of {found.scores[i]:.5f} at '
-                f'{found.boxes[i].round(3).tolist()}, which the model does not')
-    return None
+                f'{found.boxes[i].round(3).tolist()}, which the model does not'), 0
+    return None, int((~free).sum())
+
+
+def allowed(box: np.ndarray, size: Tuple[float, float], anchor: float) -> float:
+    """How far a side of a box (4, ) may be off, in pixels; see :func:`compared`."""
+    side = float((box[2:] - box[:2]).max())
+    if (box[:2] <= 0).any() or (box[2:] >= size[::-1]).any():  # cut at the border: of how large a box is not known
+        side = max(side, anchor)
+    return max(BOX, BOX_PART * side)
+
+
+def longest_anchor(model: nn.Module) -> float:
+    head = model.rpn_head if getattr(model, 'rpn_head', None) is not None else model.bbox_head
+    return max(float((anchors[:, 2:] - anchors[:, :2]).max()) for anchors in head.prior_generator.base_anchors)
 
 
 def nearest(found: Objects, wanted: Objects, i: int) -> str:
@@ -115,18 +137,15 @@ def nearest(found: Objects, wanted: Objects, i: int) -> str:
             f'{found.boxes[j].round(3).tolist()}')
 
 
-def telling_threshold(model: nn.Module, images: Sequence[np.ndarray]) -> float:
-    """A threshold of scores above which a detector finds something: its own, or a lower one."""
+def lower_threshold(model: nn.Module, batches: Sequence[Sequence[np.ndarray]]) -> float:
+    """A threshold of scores above which a detector that finds too few by its own finds some."""
     cfg = head_of(model).test_cfg
-    own = cfg.score_thr
-    if sum(len(objects.scores) for objects in predicted(model, images)) >= ENOUGH:
-        return own
-    cfg.score_thr = 0.
+    own, cfg.score_thr = cfg.score_thr, 0.
     try:
-        scores = np.sort(np.concatenate([objects.scores for objects in predicted(model, images)]))[::-1]
+        scores = [objects.scores for batch in batches for objects in predicted(model, batch)]
     finally:
         cfg.score_thr = own
-    scores = scores[:41]
+    scores = np.sort(np.concatenate(scores))[::-1][:41]
     if len(scores) < 2:
         return 0.
     # Where the gap is widest, so that rounding takes nothing over it.
@@ -151,25 +170,31 @@ def check_detector(start: Callable[[float], Run], model: nn.Module, images: Sequ
         ExportError: The first difference.
     """
     cfg = head_of(model).test_cfg
-    own, size = cfg.score_thr, images[0].shape[:2]
-    threshold = telling_threshold(model, images)
+    size, own, anchor = images[0].shape[:2], cfg.score_thr, longest_anchor(model)
+    batches = [images] if together else [[image] for image in images]
+    wanted, threshold = [predicted(model, batch) for batch in batches], own
+    if sum(len(objects.scores) for batch in wanted for objects in batch) < ENOUGH:
+        threshold = lower_threshold(model, batches)
+        cfg.score_thr = threshold
+        try:
+            wanted = [predicted(model, batch) for batch in batches]
+        finally:
+            cfg.score_thr = own
     run = start(threshold)
     outside = None if nms else (cfg.nms.iou_threshold, cfg.max_per_img)
-    batches = [images] if together else [[image] for image in images]
-    cfg.score_thr = threshold
-    count = 0
-    try:
-        for batch in batches:
-            found = found_by(run(to_input(batch)), size, outside)
-            for one, other in zip(found, predicted(model, batch)):
-                difference = first_difference(one, other, threshold, cfg.max_per_img)
-                if difference:
-                    raise ExportError(f'the file differs from the model at {size[0]}x{size[1]}: {difference}')
-                count += len(other.scores)
-    finally:
-        cfg.score_thr = own
+    same = 0
+    for batch, theirs in zip(batches, wanted):
+        found = found_by(run(to_input(batch)), size, outside)
+        for one, other in zip(found, theirs):
+            difference, count = compared(one, other, threshold, cfg.max_per_img, size, anchor)
+            if difference:
+                raise ExportError(f'the file differs from the model at {size[0]}x{size[1]}: {difference}')
+            same += count
+    if not same:
+        raise ExportError('the file and the model have no box in common, as where all scores are the same, and nothing '
+                          'is compared: give --images with photos of what it knows')
     lowered = '' if threshold == own else f', at a threshold of {threshold:.2g} since at {own:g} there are few'
-    return f'{count} boxes{" and masks" if found[0].masks is not None else ""} are those of the model{lowered}'
+    return f'{same} boxes{" and masks" if found[0].masks is not None else ""} are those of the model{lowered}'
 
 
 @torch.no_grad()

@@ -58,8 +58,25 @@ def convert(program: torch.export.ExportedProgram, outputs: Optional[List[str]] 
     except ImportError as error:
         raise ExportError(f'{error.name} is missing: pip install onnx onnxscript onnxruntime') from None
     names = ['images', 'size'][:len(program.graph_signature.user_inputs)]
-    return torch.onnx.export(program, input_names=names, output_names=outputs, opset_version=OPSET,
-                             custom_translation_table=onnx_operators(), verbose=False)
+    written = torch.onnx.export(program, input_names=names, output_names=outputs, opset_version=OPSET,
+                                custom_translation_table=onnx_operators(), verbose=False, optimize=False)
+    tidy(written)
+    written.optimize()
+    return written
+
+
+def tidy(written: 'torch.onnx.ONNXProgram') -> None:
+    """Removes what is constant, unused or there twice, in place.
+
+    onnxscript's optimizer does so too, but looks for its patterns first: two thirds of the nodes are gone by then.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(written.model)
+    for step in (common.RemoveUnusedNodesPass(), common.LiftConstantsToInitializersPass(True, 0),
+                 common.DeduplicateInitializersPass(), common.CommonSubexpressionEliminationPass()):
+        step(written.model)
 
 
 def put_in_front(written: 'torch.onnx.ONNXProgram', size: Sequence[int], dynamic: bool, divisor: int,

@@ -1,4 +1,6 @@
 """Whole detectors as ONNX files, against what mmdet itself predicts."""
+import copy
+import functools
 import json
 import sys
 
@@ -32,7 +34,8 @@ def check_photo(exported, photo, half=False):
     assert found.names == [small_detectors.CLASSES[label] for label in found.labels]
     one, other = (verify.Objects(np.asarray(boxes) * 128 / 200, np.asarray(scores), np.asarray(labels))
                   for boxes, scores, labels in [found[:3], (wanted.bboxes, wanted.scores, wanted.labels)])
-    assert verify.first_difference(one, other, 0., 20) is None  # in pixels of what the network sees
+    size, anchor = (96, 128), verify.longest_anchor(model)  # in pixels of what the network sees
+    assert verify.compared(one, other, 0., 20, size, anchor) == (None, len(one.scores))
     if 'masks' in wanted:
         masks = wanted.masks.numpy()
         assert found.masks.shape == masks.shape and found.masks.any()
@@ -83,8 +86,8 @@ def test_any_size_and_number_of_images(retinanet, photo):
         outputs = session.run(None, {'images': inputs})
         assert outputs[0].shape == (count, 20, 4) and (np.diff(outputs[1], axis=1) <= 0).all()
         for found, wanted in zip(verify.found_by(outputs, (height, width), None), verify.predicted(model, images)):
-            assert verify.first_difference(found, wanted, .05, 20) is None
-            assert len(wanted.scores)
+            assert verify.compared(found, wanted, .05, 20, (height, width), verify.longest_anchor(model)) == (
+                None, len(wanted.scores)) != (None, 0)
 
 
 def test_places_that_are_not_used(retinanet):
@@ -160,20 +163,55 @@ def objects(*rows):
 def test_what_counts_as_a_difference():
     one, other = ([1, 2, 30, 40], .9, 1), ([5, 5, 20, 20], .5, 0)
     wanted = objects(one, other)
-    assert verify.first_difference(wanted, wanted, .05, 10) is None
-    assert verify.first_difference(objects(other, one), wanted, .05, 10) is None  # the order of equals is free
+
+    def difference(found, wanted, full=10):
+        return verify.compared(found, wanted, .05, full)[0]
+
+    assert difference(wanted, wanted) is None
+    assert difference(objects(other, one), wanted) is None  # the order of equals is free
     for changed, message in [
             (([1, 2, 30, 40.01], .9, 1), 'the model finds label 1 with a score of 0.90000'),
             (([1, 2, 30, 40], .8995, 1), 'at the nearest place label 1 with 0.89950'),
             (([1, 2, 30, 40], .9, 2), 'the file at the nearest place label 2')]:
-        assert message in verify.first_difference(objects(changed, other), wanted, .05, 10)
-    assert 'the file nothing at all' in verify.first_difference(objects(), wanted, .05, 10)
-    assert 'which the model does not' in verify.first_difference(objects(one, other, ([0, 0, 9, 9], .2, 0)), wanted,
-                                                                .05, 10)
+        assert message in difference(objects(changed, other), wanted)
+    assert 'the file nothing at all' in difference(objects(), wanted)
+    assert 'which the model does not' in difference(objects(one, other, ([0, 0, 9, 9], .2, 0)), wanted)
     # Within the tolerance of the threshold, or of the last place, rounding decides.
-    assert verify.first_difference(objects(one, other, ([0, 0, 9, 9], .05005, 0)), wanted, .05, 10) is None
-    assert verify.first_difference(objects(one, ([0, 0, 9, 9], .50005, 0)), wanted, .05, 2) is None
-    assert verify.first_difference(objects(one, ([0, 0, 9, 9], .50005, 0)), wanted, .05, 3)
+    assert difference(objects(one, other, ([0, 0, 9, 9], .05005, 0)), wanted) is None
+    assert difference(objects(one, ([0, 0, 9, 9], .50005, 0)), wanted, 2) is None
+    assert difference(objects(one, ([0, 0, 9, 9], .50005, 0)), wanted, 3)
+    # A large box may be off by a hundred thousandth of its longer side.
+    large, moved, wrong = (objects(([0, 0, 400, side], .9, 1)) for side in (800, 800.007, 800.009))
+    assert verify.compared(moved, large, .05, 10) == (None, 1)
+    assert 'with a score of 0.90000' in difference(wrong, large)
+    # So may one that the border cuts, of its anchor's.
+    cut, moved = (objects(([0, top, 96, 64], .9, 1)) for top in (14, 14.002))
+    assert verify.compared(moved, cut, .05, 10, (64, 96), 800.) == (None, 1)
+    for size, anchor in [((64, 96), 100.), ((65, 97), 800.)]:
+        inside = objects(([1, 14, 96, 64], .9, 1))
+        assert verify.compared(objects(([1, 14.002, 96, 64], .9, 1)), inside, .05, 10, size, anchor)[0]
+    assert verify.compared(objects(one), objects(([9, 9, 30, 40], .9, 1)), .05, 1) == (None, 0)
+
+
+def test_equal_scores_say_nothing(tmp_path):
+    """All are as good as the last place, where either may have another box: that is no check."""
+    config, weights = small_detectors.detector(tmp_path, 'retinanet', 'ConvNeXt')
+    model = build_model(read_config(config), weights)
+    nn.init.zeros_(model.bbox_head.retina_cls.weight)
+    nn.init.zeros_(model.bbox_head.retina_cls.bias)
+    other = copy.deepcopy(model)
+    nn.init.ones_(other.bbox_head.retina_reg.bias)
+    file = detectors.detector(other)
+    info = writing.describe(model, '', (64, 96), False, False)
+
+    @torch.no_grad()
+    def run(images):
+        return [out.numpy() for out in file(torch.from_numpy(images), torch.tensor(images.shape[2:]))]
+
+    images = files.images_of((), (64, 96), 2)
+    with pytest.raises(ExportError, match='have no box in common.*give --images with photos'):
+        verify.check_detector(lambda threshold: run, model, images, functools.partial(files.input_of, info=info),
+                              together=False, nms=True)
 
 
 def test_a_file_that_differs_is_told_and_not_left(tmp_path, monkeypatch):
@@ -197,9 +235,14 @@ def test_weights_beyond_what_one_file_holds_lie_beside_it(tmp_path, monkeypatch)
     config, weights = small_detectors.detector(tmp_path, 'retinanet', 'ConvNeXt')
     monkeypatch.setattr(writing, 'LARGEST', 10_000)
     out = tmp_path / 'out' / 'big.onnx'
-    tool.run('export_onnx', config, weights, '--out', str(out), '--shape', '64', '96', '--max-det', '7')
+    tool.run('export_onnx', config, weights, '--out', str(out), '--shape', '64', '96', '--max-det', '7',
+             '--cfg-options', 'model.test_cfg.score_thr=0.5')
     assert {path.name for path in out.parent.iterdir()} == {'big.onnx', 'big.onnx.data'}
     assert out.stat().st_size < out.with_name('big.onnx.data').stat().st_size
+    # The threshold of scores is an array of its own, also where NMS's is the same number.
+    users = [node.op_type for node in onnx.load(out, load_external_data=False).graph.node
+             if 'score_threshold' in node.input]
+    assert users == ['Greater']
     assert load(out).run(np.zeros((1, 3, 64, 96), np.float32))[0].shape == (1, 7, 4)
 
 

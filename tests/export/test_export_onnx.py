@@ -92,6 +92,22 @@ def test_one_size_as_it_was_trained(checkpoint, tmp_path, capsys):
     assert (predictor(photo).labels == logits[0].argmax(0).numpy()).mean() > .999
 
 
+@torch.no_grad()
+def test_a_linear_layer_on_the_last_map(tmp_path):
+    """As the configs of DINOv3's linear layers have it."""
+    small_models.segmentor(tmp_path, 'ConvNeXt')
+    config, out = tmp_path / 'linear.py', str(tmp_path / 'linear.onnx')
+    head = dict(_delete_=True, type='FCNHead', in_channels=64, channels=64, in_index=3, num_convs=0,
+                concat_input=False, num_classes=6, align_corners=False)
+    config.write_text(f"_base_ = './ConvNeXt.py'\nmodel = dict(decode_head={head}, auxiliary_head=None)\n")
+    torch.manual_seed(0)
+    model = build_model(read_config(config))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
+    tool.run('export_onnx', config, tmp_path / 'weights.pth', '--out', out, '--logits', '--shape', '64', '96')
+    image = torch.randn(1, 3, 64, 96)
+    check(run(out, image), [model.encode_decode(image, [dict(img_shape=(64, 96))])])
+
+
 @pytest.mark.parametrize('checkpoint', ['ConvNeXt'], indirect=True)
 def test_windows_over_a_larger_photo(checkpoint, tmp_path):
     """As the ADE20K configs test: logits of windows, averaged, in the size of the photo."""
@@ -156,9 +172,9 @@ def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path, capsys):
 
     out = ['--out', tmp_path / 'x.onnx']
     assert 'add --backbone-only' in refusal(detector, '--out', tmp_path / 'x.pt2')
-    fcn = tmp_path / 'fcn.py'
-    fcn.write_text("_base_ = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'\n")
-    assert 'the decode_head is a FCNHead, which is not supported: UPerHead is' in refusal(fcn, *out)
+    psp = tmp_path / 'psp.py'
+    psp.write_text("_base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'\n")
+    assert 'the decode_head is a PSPHead, which is not supported: UPerHead and FCNHead are' in refusal(psp, *out)
     assert '--out must end in .onnx or .pt2' in refusal(segmentor, '--out', 'x.pth')
     assert 'multiples of 32' in refusal(segmentor, *out, '--dynamic', '--shape', 70, 64)
     assert 'cannot read the config' in refusal(tmp_path / 'nowhere.py', *out)

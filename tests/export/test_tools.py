@@ -1,5 +1,6 @@
 """What takes an exported file: pictures, metrics, and int8, by the commands."""
 import json
+import re
 import shutil
 
 import cv2
@@ -89,6 +90,7 @@ def test_int8(mask_rcnn, scenes, tmp_path, capsys):
               and node.input[0] in arrays and arrays[node.input[0]].dtype == np.int8]
     assert len(scales) > 20 and all(scale.size > 1 for scale in scales)  # one for each channel
     assert 'backbone.stages.0: ' in said and 'parts in float: ' in said
+    assert re.search(r'a photo takes \d+ ms instead of \d+, [\d.]+ times as long', said)
     found, wanted = (load(file)(photos / '000000.jpg') for file in (out, mask_rcnn.file))
     assert len(found.scores) > 3 and abs(found.scores[0] - wanted.scores[0]) < .2
 
