@@ -1,7 +1,9 @@
 """tools/train.py and tools/test.py on data of one's own: what they show, and what they refuse, in one line."""
 import contextlib
 import io
+import logging
 import re
+import warnings
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import small_runs
 import tool
 from cmt_backbones import openmmlab
 from cmt_backbones.openmmlab import matching
+from cmt_backbones.openmmlab.terminal import Brief
 
 
 @pytest.fixture(scope='module')
@@ -185,6 +188,20 @@ def test_ctrl_c_without_a_word():
     with pytest.raises(SystemExit) as ended, openmmlab.one_line_errors('test'):
         raise KeyboardInterrupt
     assert ended.value.code == 130
+
+
+def test_warnings_of_others():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        with openmmlab.without_warnings_of_others():
+            # The words of setuptools 80 and torch 2.11.
+            warnings.warn('pkg_resources is deprecated as an API. See https://setuptools.pypa.io', stacklevel=1)
+            warnings.warn('`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)',
+                          FutureWarning, stacklevel=1)
+            warnings.warn('`isinstance(treespec, Leaf)` is deprecated', FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in told] == ['`isinstance(treespec, Leaf)` is deprecated']
+    record = logging.LogRecord('mmengine', logging.WARNING, '', 0, '"FileClient" will be deprecated', (), None)
+    assert not Brief(quiet=False).filter(record)
 
 
 def test_iterations_are_logged_by_time_as_well():
