@@ -144,7 +144,7 @@ def main():
         more = f', and {len(others)} of this model' if others else ''
         print(f'| {first.parent.name}/{first.stem}{more} | {names} | {f"{difference:.1e}" if difference else 0} |',
               flush=True)
-    print(f'\nThe largest of all {len(found)}, of {sum(map(len, found))} configs: {worst:.1e}.')
+    print(f'\nThe largest of all {len(found)}, of {sum(map(len, found))} configs: {f"{worst:.1e}" if worst else 0}.')
 
 
 if __name__ == '__main__':
