@@ -1,20 +1,24 @@
 PYTHON ?= python3
 STACK ?= openmmlab
+JOBS ?= 2
 PY = $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)/bin/python
 DEMO = work_dirs/demo
 DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup browser test test-stacks lint demo demo-seg shapes large-shapes gpu-report
+.PHONY: help setup browser test test-stacks lint docs demo demo-seg shapes large-shapes gpu-report
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
-	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw"
+	@echo "make demo      set up, train RetinaNet with CMT-Ti on drawn scenes, evaluate, draw,"
+	@echo "               and make a page of the run (tools/report.py): work_dirs/demo/detection_report.html"
 	@echo "make demo-seg  the same with UperNet"
 	@echo "make test      set up, run the tests; with STACK=onedl on the onedl forks of OpenMMLab's packages"
+	@echo "               in two processes, or JOBS=N; each takes whole files, as tests of one share what they trained"
 	@echo "make test-stacks  the core tests with old and new versions of torch, numpy and mmengine (20 GB)"
 	@echo "make gpu-report  set up, try everything on a GPU in 20 minutes, write work_dirs/gpu/gpu_report.md"
+	@echo "make docs      set up, build the site of docs/, benchmarks/ and the API: site/index.html"
 	@echo "make lint      set up, check the code against the rules of pyproject.toml"
 
 # OPERATORS=compiled builds mmcv's own operators, OPERATORS=torchvision does without; neither keeps what is there.
@@ -29,7 +33,7 @@ browser:
 		echo "no Chromium: tests of pages are skipped (apt-get install chromium)"
 
 test: setup browser
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 	$(PY) tools/test_stacks.py oldest
 
 test-stacks:
@@ -37,6 +41,11 @@ test-stacks:
 
 lint: setup
 	$(PY) -m ruff check .
+
+# Strict: a dead link, a page that nothing leads to, or a docstring that names what is not there fails.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+	@echo "==> site/index.html"
 
 shapes: setup
 	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 128x96
@@ -52,11 +61,14 @@ demo: shapes
 	$(PY) tools/draw_detections.py $(DET) $(DEMO)/detections.pkl --out $(DEMO)/detections
 	$(PY) tools/plot_training.py $(DEMO)/retinanet_cmt_ti --out $(DEMO)/detection_curves.png \
 		--metrics 'mAP(_50)?$$'
+	$(PY) tools/report.py $(DEMO)/retinanet_cmt_ti --predictions $(DEMO)/detections.pkl \
+		--out $(DEMO)/detection_report.html
 	@echo "==> RetinaNet with CMT-Ti, trained from scratch on 800 drawn scenes by two processes"
 	@sed -n 's/.*"coco\/bbox_mAP": \([0-9.]*\).*/==> box mAP \1 on 100 other scenes/p' \
 		$$(ls -t $(DEMO)/retinanet_cmt_ti/test/*/*.json | head -1); echo
 	@echo "==> $(DEMO)/detections/sheet.png: detections beside truth"
 	@echo "==> $(DEMO)/detection_curves.png: loss and mAP"
+	@echo "==> $(DEMO)/detection_report.html: the run on one page, for a browser"
 	@echo "==> your own images: docs/own_dataset.md"
 
 demo-seg: large-shapes
@@ -66,8 +78,11 @@ demo-seg: large-shapes
 		--work-dir $(DEMO)/upernet_cmt_ti/test --out $(DEMO)/label_maps
 	$(PY) tools/draw_segmentation.py $(SEG) $(DEMO)/label_maps --out $(DEMO)/segmentation
 	$(PY) tools/plot_training.py $(DEMO)/upernet_cmt_ti --out $(DEMO)/segmentation_curves.png
+	$(PY) tools/report.py $(DEMO)/upernet_cmt_ti --predictions $(DEMO)/label_maps \
+		--out $(DEMO)/segmentation_report.html
 	@echo "==> $(DEMO)/segmentation/sheet.png: label maps beside truth"
 	@echo "==> $(DEMO)/segmentation_curves.png: loss and mIoU"
+	@echo "==> $(DEMO)/segmentation_report.html: the run on one page, for a browser"
 
 gpu-report: shapes
 	$(PY) tools/gpu_report.py work_dirs/gpu

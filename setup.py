@@ -83,7 +83,7 @@ setup(
     ],
     python_requires='>=3.8',
     packages=find_packages(include=['cmt_backbones*']),
-    package_data={'cmt_backbones': ['py.typed']},
+    package_data={'cmt_backbones': ['py.typed', *(f'report/page.{kind}' for kind in ('html', 'css', 'js'))]},
     # What single commands need beyond what trains; `make setup` installs all of it.
     extras_require={'report': ['plotly', 'jinja2', 'pycocotools'], 'demo': ['gradio'],
                     'export': ['onnx', 'onnxscript', 'onnxruntime']},

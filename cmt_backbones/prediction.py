@@ -6,6 +6,7 @@
 """
 import csv
 import os
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, List, Optional, Sequence, Union
@@ -60,6 +61,17 @@ class Prediction:
             self.masks = np.stack([self.label_map == label for label in self.labels])
             self.boxes = np.array([box_around(mask) for mask in self.masks], float)
         self.names = [self.classes[label] for label in self.labels]
+
+    def surer(self, score_thr: float) -> 'Prediction':
+        """The same without what a detector is less sure of; nothing is computed anew."""
+        if self.label_map is not None:
+            return self
+        out, count = copy(self), int((self.scores >= score_thr).sum())  # the surest come first
+        out.score_thr = score_thr
+        for name in ('boxes', 'scores', 'labels', 'names', 'masks'):
+            value = getattr(self, name)
+            setattr(out, name, None if value is None else value[:count])
+        return out
 
     def draw(self) -> Image.Image:
         """A picture of it: boxes and masks over the image, or classes beside it."""

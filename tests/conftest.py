@@ -12,7 +12,10 @@ from cmt_backbones import openmmlab  # noqa: F401  without which an mmcv-lite ha
 settings.register_profile('suite', deadline=None, derandomize=True, print_blob=True)
 settings.load_profile('suite')
 
-os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
+# Processes that test side by side (pytest -n 2) share the cores, and so do those that they start.
+THREADS = max(1, os.cpu_count() // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)))
+os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))
+torch.set_num_threads(THREADS)
 torch.manual_seed(0)
 
 # Runs end within this process, and the garbage collector their loaders: it cannot reach the workers, and would

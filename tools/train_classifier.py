@@ -1,18 +1,22 @@
-"""Trains a CMT classifier: `torchrun --nproc-per-node 8 tools/train_classifier.py DATA OUT --preset small`.
+"""Trains a classifier: `torchrun --nproc-per-node 8 tools/train_classifier.py DATA OUT --preset small`.
 
     torchrun --nproc-per-node 8 tools/train_classifier.py data/imagenet work_dirs/cmt_s --preset small --amp
     python tools/train_classifier.py data/pets work_dirs/pets --dataset pets --preset finetune --arch small \\
         --pretrained cmt_small.pth
+    python tools/train_classifier.py data/cifar work_dirs/resnet18 --preset plain --model resnet18
 
 DATA has a folder for each class in DATA/train and in DATA/val. The presets are told in
-cmt_backbones/training/recipes.py; every setting of one is also an option. OUT/best.pth and OUT/last.pth go into
-the `init_cfg` of a detector unchanged; OUT/log.jsonl has a line for each epoch. A call with the same OUT and
---resume goes on after the last complete epoch, and draws the random numbers that it would have drawn.
+cmt_backbones/training/recipes.py; every setting of one is also an option. OUT/best.pth and OUT/last.pth of CMT go
+into the `init_cfg` of a detector unchanged, those of a model of timm into that of a backbone which has its names;
+OUT/log.jsonl has a line for each epoch. A call with the same OUT and --resume goes on after the last complete epoch,
+and draws the random numbers that it would have drawn.
 """
 import argparse
 import json
 import sys
 from pathlib import Path
+
+from timm.utils import ParseKwargs
 
 from cmt_backbones.data.classification import TRANSFER_SETS, ClassificationError
 from cmt_backbones.models.cmt import ARCHS
@@ -28,6 +32,8 @@ def parse_args(argv=None):
     parser.add_argument('--preset', choices=PRESETS, default='small')
     parser.add_argument('--dataset', choices=['folder', *TRANSFER_SETS], default='folder')
     parser.add_argument('--pretrained', metavar='FILE', help='start from these weights')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE',
+                        help="options of timm's --model, such as embed_dim=48")
     parser.add_argument('--phi', type=float, help='an arch of scaled_arch(PHI) instead of --arch')
     parser.add_argument('--resume', action='store_true', help='go on from OUT/last.pth')
     parser.add_argument('--amp', action='store_true', help='mixed precision')

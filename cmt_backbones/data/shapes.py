@@ -249,7 +249,9 @@ def make_shapes(out: Path, train: int, val: int, seed: int, sizes: List[Tuple[in
     """Writes the data set, or finds it there.
 
     Args:
-        train, val: Numbers of images.
+        out: The folder.
+        train: How many images to learn from.
+        val: How many are held out.
         seed: Anything from 0.
         sizes: Each image has one of these (width, height), in pixels.
 

@@ -1,6 +1,6 @@
 """What both backbones share: choosing outputs, freezing, checkpointing, loading weights."""
 from contextlib import nullcontext
-from typing import Any, List, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.model import BaseModule
@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..versions import is_compiling
 from ..weights import load_pretrained
+from .casting import call
 from .options import NUM_STAGES, check, check_out_indices, is_number, is_whole
 from .tracing import computes_plainly
 
@@ -103,7 +104,7 @@ class Backbone(BaseModule):
     def run_part(self, part: nn.Module, *inputs: Any) -> Tensor:
         """Calls a stem or a block, recomputing it in the backward pass where ``with_cp`` asks for that."""
         if not (self.with_cp and self.training and part.training):  # frozen parts keep nothing
-            return part(*inputs)
+            return call(part, *inputs)
         return recomputed(part, *inputs)
 
 
@@ -121,7 +122,7 @@ def recomputed(part: nn.Module, *inputs: Any) -> Tensor:
         return checkpoint(part, *inputs, use_reentrant=False)
     if not torch.is_grad_enabled() or computes_plainly():
         return part(*inputs)
-    return checkpoint(part, *inputs, use_reentrant=False,
+    return checkpoint(call, part, *inputs, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), RunningStatisticsKept(part)))
 
 
@@ -156,13 +157,34 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return shortcut + x
         keep = 1 - self.rate
-        mask = x.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
-        if shortcut.dtype != x.dtype:
-            return shortcut + x * mask
-        return torch.addcmul(shortcut, x, mask)  # a pass over x less
+        kept = shortcut.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep)
+        if shortcut.dtype == x.dtype:
+            return torch.addcmul(shortcut, x, kept, value=1 / keep)  # a pass over x less
+        if computes_plainly():
+            return shortcut + x * kept.div(keep)
+        return ScaledSum.apply(shortcut, x, kept.div(keep))
 
     def extra_repr(self) -> str:
         return f'{self.rate:.3f}'
+
+
+class ScaledSum(torch.autograd.Function):
+    """``shortcut + x * scale`` in the dtype of the shortcut, for x of another: a pass less in either direction."""
+
+    @staticmethod
+    def forward(ctx: Any, shortcut: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.dtype = x.dtype
+        with torch.autocast(x.device.type, enabled=False):  # which would cast x by a kernel of its own
+            return torch.addcmul(shortcut, x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, None]:
+        scale, = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return grad, (grad * scale).to(ctx.dtype), None
+        return grad, torch.mul(grad, scale, out=torch.empty_strided(
+            grad.shape, grad.stride(), dtype=ctx.dtype, device=grad.device)), None
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> List[List[float]]:

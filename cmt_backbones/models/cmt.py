@@ -15,6 +15,7 @@ from ..registration import register
 from . import folding
 from .attention import attention, prepare_bias
 from .backbone import Backbone, DropPath, drop_path_rates
+from .casting import Conv2d
 from .cpu import Linear, by_bands
 from .irffn import between_products
 from .layer_numbers import cmt_layer_of, cmt_num_layers
@@ -60,7 +61,7 @@ class CMT(Backbone):
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: an official
             classifier, or a checkpoint of ours.
 
-    Example:
+    Examples:
         >>> CMT('tiny')(torch.rand(1, 3, 800, 1280))[-1].shape
         torch.Size([1, 368, 25, 40])
     """
@@ -149,7 +150,7 @@ class Stem(nn.Module):
         self.layers = folding.SequentialNormsFirst()
         for i in range(3):
             self.layers.extend([
-                nn.Conv2d(channels if i else in_channels, channels, 3, stride=1 if i else 2, padding=1),
+                Conv2d(channels if i else in_channels, channels, 3, stride=1 if i else 2, padding=1),
                 nn.GELU(),
                 batch_norm(channels, norm_cfg),
             ])
@@ -234,7 +235,7 @@ class LightweightAttention(nn.Module):
         self.q = Linear(channels, channels)
         self.kv = Linear(channels, 2 * channels)
         self.reduce = nn.Identity() if reduction == 1 else nn.Sequential(
-            nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels),
+            Conv2d(channels, channels, reduction, stride=reduction, groups=channels),
             batch_norm(channels, norm_cfg))
         self.proj = Linear(channels, channels)
 
@@ -253,7 +254,7 @@ class IRFFN(folding.NormsFirst):
     def __init__(self, channels: int, hidden: int, norm_cfg: Mapping, with_cp: bool) -> None:
         super().__init__()
         self.with_cp = with_cp
-        self.expand = nn.Conv2d(channels, hidden, 1)
+        self.expand = Conv2d(channels, hidden, 1)
         self.norm1 = batch_norm(hidden, norm_cfg)
         self.dwconv = ShortcutDepthwise(hidden)
         self.norm2 = batch_norm(hidden, norm_cfg)
@@ -272,7 +273,7 @@ class IRFFN(folding.NormsFirst):
         self.norm2 = self.norm3 = nn.Identity()
 
 
-class ShortcutDepthwise(nn.Conv2d):
+class ShortcutDepthwise(Conv2d):
     """``x + conv(x)``, a depthwise 3x3 convolution with a shortcut around it."""
 
     def __init__(self, channels: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..registration import register
 from . import folding
 from .backbone import Backbone, DropPath, drop_path_rates
+from .casting import Conv2d
 from .cpu import Linear, by_bands
 from .layer_numbers import convnext_layer_of, convnext_num_layers
 from .options import check, check_convnext_arch, choose_arch, is_number, prepare
@@ -58,7 +59,7 @@ class ConvNeXt(Backbone):
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE_OR_URL)``: a checkpoint
             of Facebook, timm, mmpretrain or ours. Facebook's V2 weights are CC-BY-NC.
 
-    Example:
+    Examples:
         >>> ConvNeXt('tiny')(torch.rand(1, 3, 800, 1280))[-1].shape
         torch.Size([1, 768, 25, 40])
     """
@@ -157,7 +158,7 @@ class Block(nn.Module):
     def __init__(self, channels: int, drop_path_rate: float, layer_scale_init_value: float,
                  use_grn: bool) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.dwconv = Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pwconv1 = Linear(channels, 4 * channels)
         self.use_grn = use_grn
@@ -166,6 +167,7 @@ class Block(nn.Module):
         self.gamma = None
         if layer_scale_init_value > 0 and not use_grn:
             self.gamma = nn.Parameter(torch.full((channels, ), float(layer_scale_init_value)))
+        self.pwconv2.cast_before = self.gamma is None
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:

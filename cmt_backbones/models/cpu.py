@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..versions import is_compiling
+from .casting import Product
 
 BAND_SIZE = 2**21  # numbers in the largest array of a band: 8 MB in float32
 
@@ -72,14 +73,14 @@ def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)[0, 0]
 
 
-class Linear(nn.Linear):
+class Linear(Product, nn.Linear):
     """``nn.Linear``, by the faster kernel on CPUs.
 
     With a `scale` (C', ) it computes ``scale * linear(x)`` by scaled weights, a pass over the result less.
     """
 
     def forward(self, x: Tensor, scale: Optional[Tensor] = None) -> Tensor:
-        weight, bias = self.weight, self.bias
+        weight, bias = self.weights()
         if scale is not None:
             weight, bias = scale[:, None] * weight, scale * bias
         if not on_cpu(x):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .kept_norm import norm_of_gelu
+
 
 def fold_norm_after(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Makes `conv` compute ``norm(conv(x))``, with the running statistics."""
@@ -86,7 +88,12 @@ class NormsFirst(nn.Module):
 
 
 class SequentialNormsFirst(NormsFirst, nn.Sequential):
-    """Convolutions, GELUs and norms in turn."""
+    """Convolutions, GELUs and norms in turn; training keeps nothing of the GELUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, _, norm in zip(*[iter(self)] * 3):
+            x = norm_of_gelu(conv(x), norm)
+        return x
 
     @property
     def norms_behind_gelu(self) -> Tuple[str, ...]:

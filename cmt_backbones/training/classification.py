@@ -1,4 +1,4 @@
-"""Trains CMT classifiers by the recipes of :mod:`.recipes`.
+"""Trains classifiers, CMT's and timm's, by the recipes of :mod:`.recipes`.
 
 OUT/best.pth and OUT/last.pth go into the `init_cfg` of a detector unchanged; OUT/log.jsonl has a line for
 each epoch. A resumed training goes on after the last complete epoch, and draws the random numbers that it
@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 from typing import Callable, Dict
 
+import timm
 import torch
 from mmengine.runner import save_checkpoint
 from timm.data import Mixup
@@ -88,12 +89,10 @@ class Training:
 
     def __init__(self, args: SimpleNamespace, loader: DataLoader, device: torch.device, world: int) -> None:
         self.args, self.loader, self.device, self.world = args, loader, device, world
-        self.recipe = dict({name: getattr(args, name) for name in RECIPE}, processes=world)
+        self.recipe = dict({name: getattr(args, name) for name in RECIPE}, processes=world,
+                           model_kwargs=args.model_kwargs)
         classes = len(loader.dataset.classes)
-        model = CMTClassifier(args.arch, classes, img_size=args.img_size, drop_rate=args.drop_rate,
-                              drop_path_rate=args.drop_path, with_cp=args.with_cp)
-        if args.pretrained and not args.resume:
-            model.load_pretrained(args.pretrained)
+        model = new_classifier(args, classes)
         self.model = model.to(device)
         self.ema = ModelEmaV3(model, decay=args.ema) if args.ema else None
         self.optimizer = create_optimizer_v2(
@@ -171,10 +170,11 @@ class Training:
         path = self.args.out / 'last.pth'
         try:
             saved = read_torch(path, map_location=self.device)
-            changed = sorted(k for k, v in self.recipe.items() if saved['recipe'][k] != v)
+            before = {'model': '', 'model_kwargs': {}, **saved['recipe']}  # older files say nothing of them: CMT's
+            changed = sorted(k for k, v in self.recipe.items() if before[k] != v)
             if changed:
                 raise ValueError(f'it was trained with other settings of {changed}: '
-                                 f'{ {k: saved["recipe"][k] for k in changed} }')
+                                 f'{ {k: before[k] for k in changed} }')
             self.model.load_state_dict(saved['training']['model'])
             if self.ema:
                 self.ema.module.load_state_dict(saved['state_dict'])
@@ -183,3 +183,31 @@ class Training:
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise ClassificationError(f'cannot resume {path}: {error}') from None
         self.epoch, self.best = saved['epoch'], saved['training']['best']
+
+
+def new_classifier(args: SimpleNamespace, classes: int) -> nn.Module:
+    """CMT of an arch, or a model of timm's registry, as `args` of :func:`train` say.
+
+    Raises:
+        ClassificationError: timm knows no such model, does not build it so, or weights are asked for that
+            only CMT reads.
+    """
+    if not args.model:
+        model = CMTClassifier(args.arch, classes, img_size=args.img_size, drop_rate=args.drop_rate,
+                              drop_path_rate=args.drop_path, with_cp=args.with_cp)
+        if args.pretrained and not args.resume:
+            model.load_pretrained(args.pretrained)
+        return model
+    if args.pretrained:
+        raise ClassificationError(f'--pretrained is for CMT: {args.model} starts from noise here')
+    try:
+        cfg = timm.get_pretrained_cfg(args.model)
+        size = dict(img_size=args.img_size) if cfg and cfg.fixed_input_size else {}
+        model = timm.create_model(args.model, num_classes=classes, drop_rate=args.drop_rate,
+                                  drop_path_rate=args.drop_path, **size, **args.model_kwargs)
+        if args.with_cp:
+            model.set_grad_checkpointing()
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise ClassificationError(f'timm cannot build {args.model!r} for {args.img_size}x{args.img_size} with '
+                                  f'{args.model_kwargs}: {error}') from None
+    return model

@@ -52,7 +52,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Raises:
         ValueError: For other keys or values, and for a model without a backbone of ours.
 
-    Example:
+    Examples:
         >>> optim_wrapper = dict(
         ...     type='AmpOptimWrapper',
         ...     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=.05),

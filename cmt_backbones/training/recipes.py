@@ -8,9 +8,10 @@ from typing import Any
 
 from ..models.scaling import scaled_arch
 
-# The official defaults. `lr` is for 512 images a step and grows with them; `batch_size` is a process's.
+# The official defaults. `model` is a name of timm's registry, in place of CMT of some `arch`; `lr` is for 512 images
+# a step and grows with them; `batch_size` is a process's.
 RECIPE = dict(
-    arch='small', img_size=224, epochs=300, batch_size=128, lr=5e-4, weight_decay=0.05, layer_decay=1.,
+    model='', arch='small', img_size=224, epochs=300, batch_size=128, lr=5e-4, weight_decay=0.05, layer_decay=1.,
     warmup_epochs=20, warmup_lr=1e-6, min_lr=1e-5, cooldown_epochs=10, clip_grad=0., drop_path=0.1,
     drop_rate=0.1, ema=0.99996, repeats=3, smoothing=0.1, mixup=0.8, cutmix=1., color_jitter=0.4,
     auto_augment='rand-m9-mstd0.5-inc1', erasing=0.25, min_scale=0.08, hflip=0.5, vflip=0., crop_pct=0.875)

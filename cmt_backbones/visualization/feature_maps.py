@@ -4,8 +4,9 @@ They are those at strides 4, 8, 16, 32; of ConvNeXt before the output norms, whi
 channels of a map become red, green and blue by its three principal components: places of one colour have
 similar features.
 """
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List
+from typing import Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from ..openmmlab.inference import ModelError, prepare
 STRIDES = (4, 8, 16, 32)
 
 
-@torch.no_grad()
 def stage_maps(model: nn.Module, image: np.ndarray) -> List[Tensor]:
     """The maps (C, H, W) that the stages of a model's backbone give for an image (H, W, 3), uint8, BGR.
 
@@ -27,18 +27,46 @@ def stage_maps(model: nn.Module, image: np.ndarray) -> List[Tensor]:
     Raises:
         ModelError: The backbone is not of this package.
     """
+    with recorded_maps(model) as maps:
+        size = run_backbone(model, image)
+    return without_padding(maps, size)
+
+
+@contextmanager
+def recorded_maps(model: nn.Module) -> Iterator[List[Tensor]]:
+    """A list to which each stage adds its map (C, H, W), padding and all, when the backbone runs."""
     if not isinstance(model.backbone, Backbone):
         raise ModelError(f'the backbone is a {type(model.backbone).__name__}; this draws CMT and ConvNeXt')
     maps: List[Tensor] = []
     last_blocks = [getattr(stage, 'blocks', stage)[-1] for stage in model.backbone.stages]
     hooks = [block.register_forward_hook(lambda module, args, out: maps.append(out[0].float().cpu()))
              for block in last_blocks]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def run_backbone(model: nn.Module, image: np.ndarray) -> Tuple[int, int]:
+    """Runs a model's backbone on an image (H, W, 3), uint8, BGR, resized by the test pipeline.
+
+    Returns:
+        tuple[int, int]: Height and width of the resized image; what the backbone gets beyond is padding.
+    """
     data = model.data_preprocessor(prepare(model, image), False)
     model.backbone(data['inputs'])
-    for hook in hooks:
-        hook.remove()
-    height, width = data['data_samples'][0].img_shape
-    return [m[:, :-(-height // stride), :-(-width // stride)] for m, stride in zip(maps, STRIDES)]
+    sample = data['data_samples'][0]
+    columns, rows = sample.get('scale_factor', (np.inf, np.inf))
+    # A Pad in the pipeline has changed img_shape.
+    return tuple(int(min(side, round(full * scale))) if np.isfinite(scale) else side
+                 for side, full, scale in zip(sample.img_shape, image.shape, (rows, columns)))
+
+
+def without_padding(maps: List[Tensor], size: Tuple[int, int]) -> List[Tensor]:
+    """Of the maps of four stages the part that an image of a size fills."""
+    return [m[:, :-(-size[0] // stride), :-(-size[1] // stride)] for m, stride in zip(maps, STRIDES)]
 
 
 def principal_colours(features: Tensor) -> np.ndarray:

@@ -39,13 +39,17 @@ def enlarge(picture: np.ndarray, interpolation: int, long_side: int = LONG_SIDE)
     return cv2.resize(picture, size, interpolation=interpolation)
 
 
-def titled(picture: np.ndarray, title: str) -> Image.Image:
-    """A picture (H, W, 3), uint8, RGB, with a title above it, in letters that its width has room for."""
+def titled(picture: np.ndarray, title: str, letters: int = 14) -> Image.Image:
+    """A picture (H, W, 3), uint8, RGB, with a title above it, in letters that its width has room for.
+
+    Args:
+        letters: Their size in pixels, at most.
+    """
     out = Image.new('RGB', (picture.shape[1], picture.shape[0] + HEAD), PAPER)
     out.paste(Image.fromarray(picture), (0, HEAD))
-    letters = next((font(size, bold=True) for size in range(14, 8, -1)
+    fitting = next((font(size, bold=True) for size in range(letters, 8, -1)
                     if font(size, bold=True).getlength(title) <= out.width - 4), font(8, bold=True))
-    ImageDraw.Draw(out).text((2, 3), title, 'black', letters)
+    ImageDraw.Draw(out).text((2, HEAD - 4), title, 'black', fitting, 'ls')
     return out
 
 

@@ -43,16 +43,17 @@ def draw_objects(image: np.ndarray, objects: dict, classes: Sequence[str], thres
 
 
 def draw_label_map(image: np.ndarray, labels: np.ndarray, classes: Sequence[str],
-                   palette: Optional[Sequence]) -> Image.Image:
-    """Draws labels (H, W) over an image, beside the image, with a legend.
+                   palette: Optional[Sequence], beside: bool = True) -> Image.Image:
+    """Draws labels (H, W) over an image, with a legend.
 
     Args:
         image: (H, W, 3), uint8, RGB.
         palette: RGB by label; without one, bright colours.
+        beside: Whether the image itself stands beside.
     """
     colours = np.array(palette or detections.colours_of(range(len(classes)), apart=False), np.uint8)
     laid_over = (0.4 * image + 0.6 * colours[labels]).astype(np.uint8)
     seen = np.unique(labels)
     pictures = [('image', image), ('classes', laid_over)]
-    pictures = [titled(enlarge(picture, cv2.INTER_CUBIC), title) for title, picture in pictures]
+    pictures = [titled(enlarge(picture, cv2.INTER_CUBIC), title) for title, picture in pictures[not beside:]]
     return above_legend(pictures, [classes[label] for label in seen], colours[seen])

@@ -47,8 +47,10 @@ def draw(image: np.ndarray, real: np.ndarray, found: np.ndarray, classes: Sequen
 
     Args:
         image: (H, W, 3), uint8, RGB.
-        real, found: Labels (H, W), uint8; `OPEN` in the truth for pixels that do not count.
-        classes, palette: Names and RGB colours by label.
+        real: The truth, labels (H, W), uint8; `OPEN` for pixels that do not count.
+        found: The prediction, likewise.
+        classes: Names by label.
+        palette: RGB by label.
         long_side: Of each picture, in pixels, at most.
     """
     colours = np.full((256, 3), PAPER, np.uint8)

@@ -21,7 +21,7 @@ COLUMNS = 4
 Series = Dict[Tuple[str, str], Dict[int, float]]
 
 
-def read_scalars(text: str, metrics: str = METRICS) -> Series:
+def read_scalars(text: str, metrics: str = METRICS, parts: str = '(?!)') -> Series:
     """The curves in one log of mmengine's LocalVisBackend.
 
     Args:
@@ -29,9 +29,10 @@ def read_scalars(text: str, metrics: str = METRICS) -> Series:
             loop counts these. A validation line has the metrics and, as `step`, the epoch or
             the iteration (LoggerHook's `log_metric_by_epoch`).
         metrics: Regular expression that the names of the wanted metrics contain.
+        parts: The same for what else is wanted of training lines, such as `loss` for its parts; nothing.
 
     Returns:
-        Series: Of `loss`, `lr` and the metrics. COCO's -1 (no such object) and what is not
+        Series: Of `loss`, `lr`, the parts and the metrics. COCO's -1 (no such object) and what is not
         finite is left out.
     """
     series: Series = {}
@@ -44,7 +45,8 @@ def read_scalars(text: str, metrics: str = METRICS) -> Series:
         if 'loss' in record:
             iteration, epoch = record['iter'], record.get('epoch', 0)
             # With rates by layer, `lr` is that of the first parameter.
-            values = {'loss': record['loss'], 'lr': record.get('base_lr', record.get('lr'))}
+            values = {'loss': record['loss'], 'lr': record.get('base_lr', record.get('lr')),
+                      **{name: v for name, v in record.items() if re.search(parts, name)}}
             unit, step = 'iteration', iteration
         elif not iteration:
             continue  # a validation alone, of any weights

@@ -9,8 +9,10 @@ import pytest
 
 import small_models
 import tool
+from cmt_backbones import load_model
 from cmt_backbones.data import shapes as drawn_scenes
 from cmt_backbones.export import load
+from cmt_backbones.visualization import explorer, web_demo
 
 
 @pytest.fixture(scope='module')
@@ -35,6 +37,20 @@ def test_pictures_are_those_of_the_checkpoint(retinanet, scenes, tmp_path):
     assert one.shape == other.shape and np.any(one != other, axis=2).mean() < .02
     plain = cv2.resize(cv2.imread(str(photo)), (one.shape[1], other.shape[0] - 24), interpolation=cv2.INTER_CUBIC)
     assert np.any(one[24:] != plain, axis=2).mean() > .02  # something is drawn
+
+
+def test_the_page_shows_predictions_of_a_file_and_says_what_it_lacks(retinanet, scenes):
+    models = {'file': load_model(retinanet.file), 'model': load_model(retinanet.config, retinanet.weights)}
+    answers = web_demo.Answers(explorer.Explorer(models))
+    path = scenes / 'images' / 'val' / '000000.jpg'
+    photo, *_ = answers.opened(dict(path=str(path), orig_name=path.name))
+    (one, _, said, slider), (other, *_) = (answers.predicted(photo, name, .3) for name in models)
+    assert 'objects with a score of 0.3' in said and slider['visible']
+    assert np.any(np.asarray(one['value']) != np.asarray(other['value']), axis=2).mean() < .02
+    lacks = 'file is an exported file, which gives predictions alone. The maps of its stages and its attention need'
+    for picture, said in (answers.staged(photo, 'file'), answers.attended(photo, 'file', [3, 4], None, None)):
+        assert lacks in said and picture['visible'] is False
+    assert answers.choices('file', None)[0]['visible'] is False and answers.choices('model', None)[0]['value'] == 2
 
 
 def test_ap_is_that_of_the_checkpoint(mask_rcnn, scenes, tmp_path):

@@ -38,7 +38,9 @@ def page(browser, url, size=(1280, 900)):
     tab = browser.new_page(viewport=dict(width=size[0], height=size[1]))
     tab.on('console', lambda message: errors.append(message.text) if message.type == 'error' else None)
     tab.on('pageerror', lambda error: errors.append(str(error)))
-    tab.on('requestfailed', lambda request: errors.append(f'{request.url}: {request.failure}'))
+    # A page breaks off streams of events itself.
+    tab.on('requestfailed', lambda request: errors.append(f'{request.url}: {request.failure}')
+           if request.failure != 'net::ERR_ABORTED' else None)
     tab.goto(url)
     try:
         yield tab

@@ -114,6 +114,7 @@ def test_the_wheel_holds_configs_tools_and_index(wheel):
     assert len(sources) > 80
     assert {f'cmt_backbones/.mim/{path}' for path in [*sources, 'model-index.yml']} <= names
     assert 'cmt_backbones/py.typed' in names
+    assert {f'cmt_backbones/report/page.{kind}' for kind in ('html', 'css', 'js')} <= names
     assert not [name for name in names if name.startswith(('tests', 'benchmarks', 'configs'))]
     packages = {Path(name).parent for name in modules()}
     assert len(packages) > 5 and {f'{package}/__init__.py' for package in packages} <= names
@@ -134,7 +135,7 @@ def test_metadata(wheel):
     shown = info.get_payload()
     targets = re.findall(r'\]\(([^)]*)\)', shown)
     assert targets and all(target.startswith('https://') for target in targets)
-    text_of_links = re.findall(r'\[([^\]]*)\]\((?!http)', readme)
+    text_of_links = re.findall(r'(?<!!)\[([^\]]*)\]\((?!http)', readme)
     assert len(text_of_links) > 10 and all(text in shown for text in text_of_links)
     assert all(line in shown for line in readme.splitlines() if '](' not in line)
 

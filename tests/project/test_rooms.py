@@ -22,6 +22,7 @@ MAY_IMPORT = {
     'analysis': {'openmmlab', 'models', 'weights', '__init__'},  # the version
     'visualization': {'openmmlab', 'models'},
     'export': {'data', 'openmmlab', 'models', 'weights', '__init__'},  # a drawn scene; the version
+    'report': {'analysis', 'visualization', 'openmmlab', '__init__'},  # the version
     'prediction': {'visualization', 'openmmlab', 'export'},  # what is found in an image, in three lines
     '__init__': {'versions', 'registration', 'models', 'training', 'openmmlab'},
     '__main__': {'__init__', 'models', 'openmmlab'},
@@ -34,9 +35,10 @@ OTHERS = {
     'data': {'cv2', 'tqdm', 'timm', 'torchvision', 'PIL', 'pycocotools'},
     'training': {'timm', 'tqdm'},
     'analysis': {'matplotlib', 'mmdet', 'mmseg', 'timm', 'tqdm'},
-    'visualization': {'cv2', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
+    'visualization': {'cv2', 'gradio', 'matplotlib', 'mmseg', 'PIL', 'pycocotools', 'tqdm'},
     'export': {'mmcv', 'mmdet', 'mmseg', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino', 'torchvision',
                'cv2', 'PIL', 'safetensors', 'tqdm'},
+    'report': {'cv2', 'jinja2', 'plotly', 'pycocotools', 'tqdm'},
     'prediction': {'cv2', 'PIL', 'pycocotools'},
     '__main__': {'mmcv'},
 }
@@ -166,8 +168,14 @@ def test_importing_the_package_loads_no_heavy_room():
             "print(*(name for name in sys.modules if name.startswith('cmt_backbones.')))")
     said = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
     roots, modules = (set(line.split()) for line in said.stdout.splitlines()[-2:])
-    assert not roots & {'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'matplotlib', 'onnx', 'pycocotools'}
-    assert not {room(name) for name in modules} & {'visualization', 'analysis', 'data', 'export', 'classifier'}
+    assert not roots & {'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision', 'matplotlib', 'onnx', 'pycocotools', 'plotly'}
+    rooms = {room(name) for name in modules}
+    assert not rooms & {'visualization', 'analysis', 'data', 'export', 'report', 'classifier'}
+
+
+def test_what_few_have_is_imported_where_it_is_used():
+    early = {name.split('.')[0] for path in FILES for name in imports(path, everywhere=False)}
+    assert 'cv2' in early and not early & {'gradio', 'onnxruntime', 'openvino', 'huggingface_hub'}
 
 
 def test_a_file_has_one_idea_and_a_command_is_short():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import tool
-from cmt_backbones import CMT
+from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.data.classification import eval_loader, eval_transform, open_set
 from cmt_backbones.models.scaling import scaled_arch
 from cmt_backbones.training.evaluation import evaluate, read_classifier
@@ -96,6 +96,22 @@ def test_the_checkpoint_fills_a_backbone(trained):
     assert all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
 
 
+def test_a_model_of_timm(data, tmp_path):
+    out = tmp_path / 'out'
+    arch = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
+    options = ['--preset', 'plain', '--batch-size', 8, '--img-size', '64', '--workers', '0', '--epochs', 2, '--model',
+               'convnext_atto', '--model-kwargs', *(f'{k}={v}'.replace(' ', '') for k, v in arch.items())]
+    main(data, out, *options, 'conv_mlp=False')
+    assert [line['epoch'] for line in log(out)] == [1, 2]
+    backbone = ConvNeXt(dict(depths=arch['depths'], embed_dims=arch['dims'], use_grn=False),
+                        init_cfg=dict(type='Pretrained', checkpoint=str(out / 'best.pth')))
+    backbone.init_weights()
+    stem = read(out / 'best.pth')['state_dict']['stem.0.weight']
+    assert torch.equal(backbone.downsample_layers[0][0].weight, stem)
+    with pytest.raises(SystemExit, match=r"other settings of \['model_kwargs'\]"):
+        main(data, out, *options, 'conv_mlp=True', '--resume')
+
+
 EPOCHS = 5
 RECIPE = ['--preset', 'small', '--epochs', EPOCHS, '--warmup-epochs', 1, '--cooldown-epochs', 0, '--ema', 0.9,
           '--batch-size', 8, '--clip-grad', 1, '--layer-decay', 0.8, '--amp', '--with-cp', *SMALL]
@@ -150,6 +166,9 @@ def test_presets_are_the_official_recipes():
     (['--preset', 'huge'], 'invalid choice'),
     (['--dataset', 'cifar10'], "cannot read the data set 'cifar10'"),
     (['--resume'], 'cannot resume .*last.pth'),
+    (['--model', 'convnext_huge'], "timm cannot build 'convnext_huge' .*Unknown model"),
+    (['--model', 'resnet18', '--model-kwargs', 'dims=3'], "timm cannot build 'resnet18' .*dims"),
+    (['--model', 'resnet18', '--pretrained', 'x.pth'], '--pretrained is for CMT'),
 ])
 def test_wrong_trainings(data, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as error:
