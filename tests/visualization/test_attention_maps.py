@@ -84,14 +84,15 @@ def test_a_query_attends_as_the_model_computes_it(size, deploy, tmp_path):
         whole = (content + bias).softmax(2)
         # The reference is what the model computes, to its last digit but one.
         assert torch.allclose((whole @ v).transpose(0, 1).flatten(1), out, rtol=0, atol=1e-5 * out.abs().max())
-        found = [attention.of_query(i, stage, block) for i in range(len(out))]
+        some = range(0, len(out), 1 + len(out) // 90)  # in all rows and columns of a grid
+        found = [attention.of_query(i, stage, block) for i in some]
         for name, expected in (('both', whole), ('content', content.softmax(2)), ('bias', bias.softmax(2))):
             rows = torch.stack([getattr(one, name) for one in found], dim=1)
-            assert rows.shape == (HEADS[stage], len(out), *key_grid)
+            assert rows.shape == (HEADS[stage], len(some), *key_grid)
             assert torch.allclose(rows.sum((2, 3)), torch.ones(1, dtype=torch.float64), rtol=0, atol=1e-12)
-            assert (rows.flatten(2) - expected).abs().max() < 1e-5
+            assert (rows.flatten(2) - expected[:, some]).abs().max() < 1e-5
         rows = torch.stack([one.both for one in found], dim=1).flatten(2)
-        assert ((rows @ v.double()).transpose(0, 1).flatten(1) - out).abs().max() < 1e-5 * out.abs().max()
+        assert ((rows @ v.double()).transpose(0, 1).flatten(1) - out[some]).abs().max() < 1e-5 * out.abs().max()
         # None of the three is another, so that mixing them up would show.
         assert min((whole - content.softmax(2)).abs().max(), (whole - bias.softmax(2)).abs().max()) > .05
         blocks += 1
