@@ -7,7 +7,7 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup browser test test-stacks lint docs demo demo-seg shapes gpu-report
+.PHONY: help setup browser test test-stacks lint docs demo demo-seg shapes large-shapes gpu-report
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
@@ -48,7 +48,10 @@ docs: setup
 	@echo "==> site/index.html"
 
 shapes: setup
-	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 160x128
+	$(PY) tools/make_shapes.py $(DEMO)/shapes --images 800 --val 100 --seed 0 --size 128x96
+
+large-shapes: setup
+	$(PY) tools/make_shapes.py $(DEMO)/large_shapes --images 800 --val 100 --seed 0 --size 160x128
 
 demo: shapes
 	rm -rf $(DEMO)/retinanet_cmt_ti
@@ -68,7 +71,7 @@ demo: shapes
 	@echo "==> $(DEMO)/detection_report.html: the run on one page, for a browser"
 	@echo "==> your own images: docs/own_dataset.md"
 
-demo-seg: shapes
+demo-seg: large-shapes
 	rm -rf $(DEMO)/upernet_cmt_ti
 	PYTHON=$(PY) tools/dist_train.sh $(SEG) 2 --work-dir $(DEMO)/upernet_cmt_ti
 	PYTHON=$(PY) tools/dist_test.sh $(SEG) $$(cat $(DEMO)/upernet_cmt_ti/last_checkpoint) 2 \

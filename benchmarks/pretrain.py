@@ -20,6 +20,7 @@ parser.add_argument('data')
 parser.add_argument('out')
 parser.add_argument('--images', type=int, default=30000)
 parser.add_argument('--size', type=int, default=64)
+parser.add_argument('--batch', type=int, default=64)
 parser.add_argument('--lr', type=float, default=1e-3)
 args = parser.parse_args()
 torch.manual_seed(0)
@@ -27,7 +28,8 @@ transform = v2.Compose([v2.Resize(args.size), v2.RandomCrop(args.size), v2.Rando
                         v2.ToDtype(torch.float32, scale=True),
                         v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
 data = ImageFolder(args.data, transform)
-loader = DataLoader(data, 64, sampler=RandomSampler(data, replacement=True, num_samples=args.images), drop_last=True)
+sampler = RandomSampler(data, replacement=True, num_samples=args.images)
+loader = DataLoader(data, args.batch, sampler=sampler, drop_last=True)
 model = timm.create_model(args.name, num_classes=len(data.classes),
                           **dict(img_size=args.size) if args.name.startswith('cmt') else {}).train()
 optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)

@@ -13,9 +13,11 @@ from mmengine.config import DictAction
 
 from cmt_backbones.export import ExportError, files, predictor
 from cmt_backbones.models.backbone import switch_to_deploy
+from cmt_backbones.openmmlab import without_warnings_of_others
 from cmt_backbones.openmmlab.inference import ModelError, build_model, read_config
 
 
+@without_warnings_of_others()
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument

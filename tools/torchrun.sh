@@ -16,6 +16,7 @@ fi
 # torchrun would give each process one thread.
 threads=$(($(nproc) / processes))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}  # or mmengine says that it sets it to 1
 export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
 exec "${PYTHON:-python}" "$here/launch.py" "${rendezvous[@]}" --nproc-per-node "$processes" \
     "$here/$script" "$config" "${@:4}" --launcher pytorch

@@ -15,10 +15,11 @@ val = dict(
     metainfo=dict(classes=classes),
     pipeline=[load, resize, boxes, dict(
         type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))])
-train_dataloader = dict(num_workers=1, dataset=train)
+train_dataloader = dict(batch_size=2, num_workers=1, dataset=train)  # more steps in ten minutes than with 4
 val_dataloader = dict(num_workers=1, dataset=val)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=root + 'annotations/val.json')
 test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=8)
+train_cfg = dict(max_epochs=8, val_interval=8)
+optim_wrapper = dict(optimizer=dict(lr=4e-4))
 randomness = dict(seed=0)

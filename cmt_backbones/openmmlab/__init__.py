@@ -29,13 +29,13 @@ from .options import (
     use_tta,
 )
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
-from .terminal import BriefRunner, LoggedImages, Progress
+from .terminal import BriefRunner, LoggedImages, Progress, without_warnings_of_others
 
 __all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
            'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
            'fit_to_device', 'load_config', 'load_from_disk', 'log_to', 'one_line_errors',
            'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
-           'use_tf32', 'use_tta']
+           'use_tf32', 'use_tta', 'without_warnings_of_others']
 
 try:
     register_backend(BACKEND, WholeFiles)

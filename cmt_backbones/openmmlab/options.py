@@ -2,7 +2,6 @@
 import importlib
 import importlib.util
 import logging
-import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -26,6 +25,7 @@ from . import operators
 from .configs import config_from_file
 from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
+from .terminal import without_warnings_of_others
 
 
 def load_config(args: SimpleNamespace) -> Config:
@@ -61,8 +61,7 @@ def load_config(args: SimpleNamespace) -> Config:
 
 def _has_pkg_resources() -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+        with without_warnings_of_others():
             import pkg_resources  # noqa: F401
     except ImportError:
         # Fixed on mmengine's main branch and in onedl-mmengine.

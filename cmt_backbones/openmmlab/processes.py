@@ -21,9 +21,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
     def __init__(self, module: nn.Module, **kwargs: Any) -> None:
         kwargs.update(device_ids=None, broadcast_buffers=False)
-        module = revert_sync_batchnorm(module)
-        give_gradients_the_strides_of_parameters(module)
-        super().__init__(module, **kwargs)
+        super().__init__(revert_sync_batchnorm(module), **kwargs)
 
     def train(self, mode: bool = True) -> 'CPUDistributedDataParallel':
         """As ever; before an evaluation all processes take the running averages of the first.

@@ -2,27 +2,49 @@
 import logging
 import re
 import sys
+import warnings
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from time import monotonic
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator, Optional
 
+from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .matching import ModelError
+from .processes import give_gradients_the_strides_of_parameters
 
+# What others warn of and a user can do nothing about.
+OF_OTHERS = (
+    # mmengine 0.10.7 asks pkg_resources for versions; the set-up holds setuptools below the one that has it no longer.
+    'pkg_resources is deprecated',
+    # torch 2.11 copies the trees of a program that it exports itself, and warns of the leaves' class in them.
+    '`isinstance(treespec, LeafSpec)` is deprecated')
+LOGGED_OF_OTHERS = (
+    # mmengine 0.10.7 still makes the file client that it calls deprecated, in its own hooks and data sets.
+    r'"(FileClient|HardDiskBackend)"')
 # Of mmengine and mmdet: the environment, the config, the hooks, the rate of each parameter, and notes.
 IN_THE_LOG_ALONE = re.compile(
     r'\s*-{20}|Config:|Hooks will be executed|Distributed training is not used|Exp name:|paramwise_options|'
     r'(layer|stage)_wise decay|Checkpoints will be saved|The prefix is not set|'
-    r'"(FileClient|HardDiskBackend)"|Loads checkpoint by|Load checkpoint from|Evaluating (bbox|segm)\.\.\.')
+    rf'{LOGGED_OF_OTHERS}|Loads checkpoint by|Load checkpoint from|Evaluating (bbox|segm)\.\.\.')
 STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|$')
 RESULT = re.compile(r'(Epoch|Iter)\((val|test)\)(?!.* eta: )')
+
+
+@contextmanager
+def without_warnings_of_others() -> Iterator[None]:
+    """Leaves out the warnings of :data:`OF_OTHERS` in a command, or around a call."""
+    with warnings.catch_warnings():
+        for message in OF_OTHERS:
+            warnings.filterwarnings('ignore', re.escape(message))
+        yield
 
 
 class Brief(logging.Filter):
@@ -44,7 +66,10 @@ class Brief(logging.Filter):
 
 
 class BriefRunner(Runner):
-    """mmengine's Runner, with :class:`Brief` before the terminal; ``quiet=True`` in a config makes it quiet."""
+    """mmengine's Runner, with :class:`Brief` before the terminal; ``quiet=True`` in a config makes it quiet.
+
+    Nor does DistributedDataParallel warn of the strides of gradients, on GPUs or CPUs.
+    """
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
@@ -52,6 +77,12 @@ class BriefRunner(Runner):
             if getattr(handler, 'stream', None) is sys.stdout:
                 handler.addFilter(Brief(self.cfg.get('quiet', False)))
         return logger
+
+    def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
+        if self.distributed:
+            model = model.to(get_device())  # the hooks belong to the parameters there
+            give_gradients_the_strides_of_parameters(model)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         try:

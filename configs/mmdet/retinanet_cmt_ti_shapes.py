@@ -1,8 +1,9 @@
 """RetinaNet with CMT-Ti from scratch on the scenes of tools/make_shapes.py: the demo.
 
-Reaches more than 0.5 box mAP within 10 minutes on two CPU cores. `make demo`, or by hand:
+Measured: box mAP 0.503, AP50 0.881, by one process with 8 images a step, in 366 CPU seconds with start and
+evaluation. `make demo`, with 4 images in each of two processes, or by hand:
 
-    python tools/make_shapes.py work_dirs/demo/shapes --images 800 --val 100 --seed 0 --size 160x128
+    python tools/make_shapes.py work_dirs/demo/shapes --images 800 --val 100 --seed 0 --size 128x96
     tools/dist_train.sh configs/mmdet/retinanet_cmt_ti_shapes.py 2
 """
 _base_ = ['./_base_/retinanet_cmt.py', './_base_/coco_det_1x.py']
@@ -18,11 +19,14 @@ model = dict(
         feat_channels=96,
         stacked_convs=2,
         norm_cfg=norm_cfg,
+        # In a short run boxes get tighter by their overlap than by their offsets.
+        reg_decoded_bbox=True,
+        loss_bbox=dict(_delete_=True, type='GIoULoss', loss_weight=2.0),
         anchor_generator=dict(octave_base_scale=3, ratios=[1.0], strides=[8, 16, 32, 64])))
 
 data_root = 'work_dirs/demo/shapes/'
 classes = ('ellipse', 'rectangle', 'triangle', 'star', 'cross')
-size = dict(type='Resize', scale=(160, 128), keep_ratio=True)
+size = dict(type='Resize', scale=(128, 96), keep_ratio=True)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True), size,
@@ -51,11 +55,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=8, val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
+train_cfg = dict(max_epochs=5, val_interval=5)  # `make demo` evaluates what this leaves
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3, weight_decay=0.05))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=8, eta_min=1e-5,
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=5, eta_min=1e-5,
          convert_to_iter_based=True)
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

@@ -1,6 +1,6 @@
 """UperNet with CMT-Ti from scratch on the scenes of tools/make_shapes.py: the demo.
 
-    python tools/make_shapes.py work_dirs/demo/shapes --images 800 --val 100 --seed 0 --size 160x128
+    python tools/make_shapes.py work_dirs/demo/large_shapes --images 800 --val 100 --seed 0 --size 160x128
     tools/dist_train.sh configs/mmseg/upernet_cmt_ti_shapes.py 2
 """
 _base_ = ['./_base_/upernet_cmt.py', './_base_/schedule_160k.py']
@@ -20,7 +20,7 @@ metainfo = dict(
     classes=('background', 'ellipse', 'rectangle', 'triangle', 'star', 'cross'),
     palette=[[70, 70, 70], [230, 60, 60], [60, 120, 230], [60, 190, 80], [240, 200, 40],
              [190, 90, 210]])
-data = dict(type='BaseSegDataset', data_root='work_dirs/demo/shapes', metainfo=metainfo)
+data = dict(type='BaseSegDataset', data_root='work_dirs/demo/large_shapes', metainfo=metainfo)
 size = dict(type='Resize', scale=(160, 128), keep_ratio=True)
 train_dataloader = dict(
     batch_size=4,

@@ -1,18 +1,25 @@
 """tools/train.py and tools/test.py on data of one's own: what they show, and what they refuse, in one line."""
 import contextlib
 import io
+import logging
 import re
+import runpy
+import sys
+import warnings
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
 
 import small_runs
 import tool
 from cmt_backbones import openmmlab
 from cmt_backbones.openmmlab import matching
+from cmt_backbones.openmmlab.terminal import Brief
+from cmt_backbones.training import preflight
 
 
 @pytest.fixture(scope='module')
@@ -187,6 +194,20 @@ def test_ctrl_c_without_a_word():
     assert ended.value.code == 130
 
 
+def test_warnings_of_others():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        with openmmlab.without_warnings_of_others():
+            # The words of setuptools 80 and torch 2.11.
+            warnings.warn('pkg_resources is deprecated as an API. See https://setuptools.pypa.io', stacklevel=1)
+            warnings.warn('`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)',
+                          FutureWarning, stacklevel=1)
+            warnings.warn('`isinstance(treespec, Leaf)` is deprecated', FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in told] == ['`isinstance(treespec, Leaf)` is deprecated']
+    record = logging.LogRecord('mmengine', logging.WARNING, '', 0, '"FileClient" will be deprecated', (), None)
+    assert not Brief(quiet=False).filter(record)
+
+
 def test_iterations_are_logged_by_time_as_well():
     for seconds, logged in ((0, [1] * 6), (1e9, [1, 4, 4, 4, 4, 4])):
         hook = openmmlab.Progress(seconds)
@@ -212,3 +233,27 @@ def test_the_schedule_for_small_data_follows_from_the_length_of_a_run():
         runner.logger = MMLogger.get_current_instance()
         schedulers = runner._build_param_scheduler(cfg.param_scheduler, optimizer)
         assert [(s.begin, s.end) for s in schedulers] == [(0, length), (0, epochs * length)]
+
+
+@pytest.fixture(scope='module')
+def crops(config):
+    folder = config.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['crops.py', str(folder / 'scenes'), str(folder / 'crops')])
+        runpy.run_path(str(small_runs.ROOT / 'benchmarks/crops.py'))
+    return folder / 'crops'
+
+
+@pytest.mark.parametrize('name, detector', [
+    ('cmt_tiny', 'mask_rcnn_cmt_ti'), ('convnext_tiny', 'retinanet_convnext_t')])
+def test_the_detectors_of_the_first_hour_start_from_a_classifier(name, detector, crops, tmp_path, monkeypatch):
+    arguments = [name, crops, tmp_path / 'classifier.pth', '--images', '2', '--batch', '2', '--size', '32']
+    monkeypatch.setattr(sys, 'argv', ['pretrain.py', *map(str, arguments)])
+    runpy.run_path(str(small_runs.ROOT / 'benchmarks/pretrain.py'))
+    cfg = Config.fromfile(small_runs.ROOT / f'benchmarks/configs/first_hour_{detector}.py')
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'classifier.pth')
+    assert list(preflight.check_model(cfg.model)) == []
+    backbone = MODELS.build(cfg.model.backbone)
+    before = [parameter.clone() for parameter in backbone.parameters()]
+    backbone.init_weights()  # which refuses a file that leaves anything out
+    assert not any(torch.equal(*both) for both in zip(before, backbone.parameters()) if both[0].ndim == 4)

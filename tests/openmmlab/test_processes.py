@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,13 @@ from mmseg.registry import MODELS as SEGMENTORS
 
 import processes
 import small_runs
-from cmt_backbones.openmmlab import CPUDistributedDataParallel, ended_in_order, load_from_disk, prepare_cpu_processes
+from cmt_backbones.openmmlab import (
+    BriefRunner,
+    CPUDistributedDataParallel,
+    ended_in_order,
+    load_from_disk,
+    prepare_cpu_processes,
+)
 from cmt_backbones.openmmlab.processes import give_gradients_the_strides_of_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +49,24 @@ def test_gradients_get_the_strides_of_their_parameters():
     give_gradients_the_strides_of_parameters(conv)
     conv(x).sum().backward()
     assert conv.weight.grad.stride() == conv.weight.stride() and torch.equal(conv.weight.grad, before)
+
+
+def test_a_run_of_several_processes_has_them(tmp_path, monkeypatch):
+    """Of the runner, and so on GPUs too, whose wrapper is mmengine's own."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/group', rank=0, world_size=1)
+    try:
+        runner = BriefRunner.__new__(BriefRunner)
+        runner._distributed, runner.cfg = True, Config()
+        conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        model = runner.wrap_model(dict(type='cmt_backbones.openmmlab.CPUDistributedDataParallel'), conv)
+        x = torch.rand(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # DDP's "Grad strides do not match bucket view strides"
+            model(x).sum().backward()
+        assert conv.weight.grad.stride() == conv.weight.stride()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------------------- numbers
