@@ -1,6 +1,6 @@
 """UperNet with CMT-Ti from scratch on the scenes of tools/make_shapes.py: the demo.
 
-    python tools/make_shapes.py work_dirs/demo/large_shapes --images 800 --val 100 --seed 0 --size 160x128
+    python tools/make_shapes.py work_dirs/demo/large_shapes --images 800 --val 100 --size 160x128
     tools/dist_train.sh configs/mmseg/upernet_cmt_ti_shapes.py 2
 """
 _base_ = ['./_base_/upernet_cmt.py', './_base_/schedule_160k.py']

@@ -95,7 +95,7 @@ FAULTS = dict(
     turned_by_exif=(turned, 'trains', 'error: IMAGE: is 64x96, and its annotations say 96x64'),
     one_pixel=(sized(1, 1), 'trains', 'warning: IMAGE: is 1x1 pixels'),
     panorama=(sized(20000, 30), 'cannot load IMAGE',
-              r'error: IMAGE: is 20000x30 pixels: resized to \(160, 128\), nothing is left'),
+              r'error: IMAGE: is 20000x30 pixels: resized to \(128, 96\), nothing is left'),
     tall=(sized(30, 2000), 'trains', 'warning: IMAGE: is 30x2000 pixels'),
     other_size=(lambda path, entry, _: entry.update(width=400), 'trains',
                 'error: IMAGE: is 96x64, and its annotations say 400x64'),

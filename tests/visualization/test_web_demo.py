@@ -133,6 +133,7 @@ def test_files_that_are_no_photos(browser, served, photo, tmp_path):
         tab.set_input_files('#photo input[type=file]', tmp_path / 'notes.png')
         tab.get_by_text('notes.png is no image: drop a JPEG, PNG, WebP, BMP or TIFF').wait_for()
         tab.get_by_label('Remove Image').click()
+        tab.get_by_text('notes.png is no image').wait_for(state='hidden')  # gradio has taken it away
         tab.set_input_files('#photo input[type=file]', photo)
         tab.get_by_text('objects with a score').wait_for()
         assert tab.locator('#of_photo').inner_text() == 'scene.png: 200 x 150'
