@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .cpu import BAND_SIZE, product
 from .relative_bias import BiasFactors, Grid, RelativeBias, are_numbers
-from .tracing import computes_plainly, is_transformed, product_dtype
+from .tracing import computes_plainly, differentiable_gradients, is_transformed, product_dtype
 
 SMALL_ATTENTION = 2**18  # pairs of a query and a key, such as in CMT's first stage at 256x256
 LARGE_ATTENTION = 2**27  # pairs over all heads: a mask of 0.5 GB in float32; 1344x800 has half as many
@@ -276,8 +276,7 @@ def second_derivable(inputs: Sequence[Tensor], needs: Sequence[bool], grad: Tens
     """The gradients of attention as functions that can be differentiated again, with all of n x m."""
     q, k, v, query, key = inputs
     out = (q @ k.mT * q.shape[3]**-0.5 + query @ key.mT).softmax(-1) @ v
-    grads = iter(torch.autograd.grad(out, [x for x, need in zip(inputs, needs) if need], grad, create_graph=True))
-    return tuple(next(grads) if need else None for need in needs)
+    return differentiable_gradients(out, inputs, needs, grad)
 
 
 def bands_of_queries(q: Tensor, k: Tensor) -> Iterator[Tuple[tuple, ...]]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .casting import cast
-from .kept_norm import NORMS, KeptNorm, count_batch
-from .tracing import computes_plainly
+from .kept_norm import KeptNorm, count_batch, may_keep_less
+from .tracing import differentiable_gradients
 
 
 def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.Module,
@@ -33,9 +33,7 @@ def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.M
         Tensor: (N, C, H, W).
     """
     layers = norm1, dwconv, norm2, project
-    wanted = torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for layer in layers for p in layer.parameters()))
-    if not (recompute and wanted) or computes_plainly() or not all(type(m) in NORMS for m in (norm1, norm2)):
+    if not (recompute and may_keep_less(x, layers, (norm1, norm2))):
         x = F.conv2d(norm1(F.gelu(x)), dwconv.whole_weight(), dwconv.bias, padding=1, groups=dwconv.groups)
         return project(norm2(F.gelu(x)))
     count_batch(norm1, norm2)
@@ -106,8 +104,7 @@ def differentiable(norms: Sequence[KeptNorm], shortcut: bool, kept: Sequence[tup
     mixed = F.conv2d(y, depthwise, offset, padding=1, groups=len(depthwise))
     y = F.gelu(y + mixed if shortcut else mixed)
     out = F.conv2d(norms[1].plain(y, scale2, offset2, kept[1]), weight, bias)
-    grads = iter(torch.autograd.grad(out, [t for t, need in zip(inputs, needs) if need], grad, create_graph=True))
-    return tuple(next(grads) if need else None for need in needs)
+    return differentiable_gradients(out, inputs, needs, grad)
 
 
 def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: int = 0,

@@ -1,6 +1,6 @@
 """BatchNorms whose backward pass is called by hand, so that what they normalised need not be kept."""
 from types import SimpleNamespace
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -8,15 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as SynchronisedNorm
 
-from .tracing import computes_plainly
+from .tracing import computes_plainly, differentiable_gradients
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
+def may_keep_less(x: Tensor, layers: Sequence[nn.Module], norms: Sequence[nn.Module]) -> bool:
+    """Whether a gradient of x or of layers is wanted, and norms and whoever looks on let it be computed by hand."""
+    wanted = torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for layer in layers for p in layer.parameters()))
+    return wanted and not computes_plainly() and all(type(norm) in NORMS for norm in norms)
+
+
 def norm_of_gelu(x: Tensor, norm: nn.Module) -> Tensor:
     """``norm(gelu(x))``, of which training keeps x and no second map as large."""
-    wanted = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in norm.parameters()))
-    if not wanted or computes_plainly() or type(norm) not in NORMS:
+    if not may_keep_less(x, (norm, ), (norm, )):
         return norm(F.gelu(x))
     count_batch(norm)
     return NormOfGELU.apply(KeptNorm(norm, x), x, norm.weight, norm.bias)
@@ -37,10 +43,8 @@ class NormOfGELU(torch.autograd.Function):
         x, scale, offset, *kept = ctx.saved_tensors
         needs_x, *needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # a second derivative is wanted
-            inputs = [t for t, need in zip((x, scale, offset), (needs_x, *needs)) if need]
-            grads = iter(torch.autograd.grad(ctx.norm.plain(F.gelu(x), scale, offset, kept), inputs, grad,
-                                             create_graph=True))
-            return (None, *(next(grads) if need else None for need in (needs_x, *needs)))
+            out = ctx.norm.plain(F.gelu(x), scale, offset, kept)
+            return (None, *differentiable_gradients(out, (x, scale, offset), (needs_x, *needs), grad))
         grad, *of_norm = ctx.norm.backward(grad, F.gelu(x), scale, tuple(needs), tuple(kept))
         return (None, torch.ops.aten.gelu_backward(grad, x) if needs_x else None, *of_norm)
 

@@ -1,4 +1,6 @@
 """Who is looking at the computation: a compiler, a function transform, autocast."""
+from typing import Optional, Sequence, Tuple
+
 import torch
 from torch import Tensor
 
@@ -31,3 +33,10 @@ def product_dtype(x: Tensor) -> torch.dtype:
     if device == 'cpu':
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+
+
+def differentiable_gradients(out: Tensor, inputs: Sequence[Tensor], needs: Sequence[bool],
+                             grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    """The gradients of those inputs that need one, which can be differentiated again; None for the others."""
+    grads = iter(torch.autograd.grad(out, [x for x, need in zip(inputs, needs) if need], grad, create_graph=True))
+    return tuple(next(grads) if need else None for need in needs)

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..analysis.flops import count, model_without_memory
 from . import detection, detection_errors, pictures, segmentation
-from .errors import ReportError
-from .predictions import Data, detector_predictions, read_data, reason, segmentor_predictions
+from .errors import ReportError, reason
+from .predictions import Data, detector_predictions, read_data, segmentor_predictions
 from .runs import Run
 
 

@@ -8,6 +8,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from .. import __version__
+from ..openmmlab.files import WholeFiles
 from . import plots
 from .detection_errors import KINDS, MEANING, MISSED, WORDS
 from .errors import ReportError
@@ -111,8 +112,5 @@ def write(runs: Sequence[Told], title: str, out: Path) -> int:
     if len(data) > LARGEST:
         raise ReportError(f'the page would have {len(data) / 1e6:.1f} MB, and {LARGEST / 1e6:.0f} at most: take fewer '
                           'runs or fewer --pictures')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + '.part')
-    part.write_bytes(data)
-    part.replace(out)
+    WholeFiles().put(data, out)
     return len(data)

@@ -16,7 +16,7 @@ from ..openmmlab.inference import build_model
 from ..openmmlab.matching import ModelError
 from ..visualization import detections, segmentation
 from ..visualization.panels import DrawingError
-from .errors import ReportError
+from .errors import ReportError, reason
 from .runs import Run
 
 
@@ -72,10 +72,6 @@ class Careful(Dataset):
             return place, self.data.dataset[place]
         except Exception as error:  # decoders and transforms have no common class of errors
             return place, reason(error)
-
-
-def reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @torch.no_grad()

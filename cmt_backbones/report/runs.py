@@ -1,6 +1,4 @@
 """A run as its work_dir tells it: config, curves, log, checkpoint, and how far it came."""
-import json
-import math
 import re
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +12,7 @@ from ..visualization.training_curves import Series, merge, read_scalars
 from .errors import ReportError
 
 EVERY_METRIC = r'^(?!(data_time|time|step|memory)$)'
-PARTS = r'loss|^grad_norm$|^memory$'  # what is drawn of a training's lines beside its loss and learning rate
+PARTS = r'loss|^grad_norm$|^memory$|^time$'  # what is told of a training's lines beside its loss and learning rate
 TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', re.MULTILINE)
 # What mmengine writes into a log before a run starts.
 ENVIRONMENT = {'Python': r'^ +Python: (\S+)', 'PyTorch': r'^ +PyTorch: (\S+)', 'MMEngine': r'^ +MMEngine: (\S+)',
@@ -24,7 +22,8 @@ ENVIRONMENT = {'Python': r'^ +Python: (\S+)', 'PyTorch': r'^ +PyTorch: (\S+)', '
 class Run(NamedTuple):
     """What is known of a run before its checkpoint is tried.
 
-    `log` is the text of its logs, one after the other; `told` what the page should say of its state.
+    `log` is the text of its logs, one after the other; `times` are the seconds of each start, `step_times` those of
+    each logged iteration; `told` what the page should say of its state.
     """
     name: str
     work_dir: Path
@@ -32,6 +31,7 @@ class Run(NamedTuple):
     series: Series
     log: str
     times: List[float]
+    step_times: List[float]
     checkpoint: Optional[Path]
     told: List[str]
 
@@ -64,9 +64,12 @@ def read_run(work_dir: Path, name: str, checkpoint: Optional[Path] = None, optio
     except (ModelError, ImportError) as error:
         raise ReportError(str(error)) from None
     series: Series = {}
+    step_times: List[float] = []
     for folder in folders:
         text = (folder / 'vis_data' / 'scalars.json').read_text(encoding='utf-8')
-        series = merge(series, read_scalars(text, EVERY_METRIC, PARTS))
+        curves = read_scalars(text, EVERY_METRIC, PARTS)
+        step_times += curves.pop(('time', 'iteration'), {}).values()
+        series = merge(series, curves)
     logs = [path.read_text(encoding='utf-8', errors='replace') for folder in folders
             for path in sorted(folder.glob('*.log'))]
     found, told = find_checkpoint(work_dir, checkpoint)
@@ -74,7 +77,7 @@ def read_run(work_dir: Path, name: str, checkpoint: Optional[Path] = None, optio
         raise ReportError(f'{work_dir} has neither a logged training step nor a checkpoint yet: there is nothing to '
                           'tell. Wait for the first, or look into its log')
     told = [*state(config, series, work_dir), *told]
-    return Run(name, work_dir, config, series, '\n'.join(logs), list(durations(logs)), found, told)
+    return Run(name, work_dir, config, series, '\n'.join(logs), list(durations(logs)), step_times, found, told)
 
 
 def trainings(work_dir: Path) -> List[Path]:
@@ -214,21 +217,10 @@ def optimizer(config: Config) -> Optional[str]:
 def time_of(run: Run) -> Optional[str]:
     if not run.times:
         return None
-    steps = [value for folder in trainings(run.work_dir) for value in step_times(folder)]
     told = spell(sum(run.times)) + (f' in {len(run.times)} starts' if len(run.times) > 1 else '')
-    if not steps:
+    if not run.step_times:
         return told
-    return f'{told}, {sorted(steps)[len(steps) // 2]:.3g} s an iteration (median)'
-
-
-def step_times(folder: Path) -> Iterator[float]:
-    for line in (folder / 'vis_data' / 'scalars.json').read_text(encoding='utf-8').splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed
-        if 'loss' in record and isinstance(record.get('time'), (int, float)) and math.isfinite(record['time']):
-            yield record['time']
+    return f'{told}, {sorted(run.step_times)[len(run.step_times) // 2]:.3g} s an iteration (median)'
 
 
 def spell(seconds: float) -> str:

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from ..visualization.segmentation import OPEN, truth
-from .errors import ReportError
+from .errors import ReportError, reason
 
 WIDTH = 0.02  # of a boundary, as a share of the image's diagonal
 
@@ -118,7 +118,7 @@ def evaluate(pairs: Iterable[Tuple[dict, Any]], classes: int, images: int) -> Tu
         try:
             real = truth(info)
         except Exception as error:  # decoders have no common class of errors
-            broken[info['seg_map_path']] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            broken[info['seg_map_path']] = reason(error)
             continue
         if isinstance(found, str):
             broken[path] = found

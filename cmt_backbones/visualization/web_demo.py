@@ -212,7 +212,6 @@ def launch(page: Any, host: str = '127.0.0.1', port: Optional[int] = None) -> st
     return f'http://{"127.0.0.1" if host == "0.0.0.0" else host}:{page.server_port}'
 
 
-
 def names_of(models: Sequence[Sequence[str]]) -> List[str]:
     """A short name for each CONFIG CHECKPOINT or FILE, numbered where they would be the same."""
     short = [', '.join([*(Path(part).name for part in model[:-1]), '/'.join(Path(model[-1]).parts[-2:])])

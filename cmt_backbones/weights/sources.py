@@ -10,7 +10,7 @@ from typing import Iterator, Optional, Tuple
 from urllib.parse import urlparse
 
 from .downloads import WeightsNotFound, check_sha256, download
-from .hub import hub_file, timm_file
+from .hub import first_line, hub_file, timm_file
 
 HUB_PREFIXES = ('hf-hub:', 'timm:')
 # Names that mmengine's loader looks up in a table of URLs: its function for the table.
@@ -92,8 +92,7 @@ def from_backend(uri: str, scheme: str) -> Iterator[Path]:
     try:
         content = get_file_backend(uri).get(uri)
     except Exception as error:  # each backend has errors of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsNotFound(f"mmengine's backend for {scheme}:// cannot read it ({reason})") from None
+        raise WeightsNotFound(f"mmengine's backend for {scheme}:// cannot read it ({first_line(error)})") from None
     handle, path = tempfile.mkstemp(suffix=Path(urlparse(uri).path).suffix)
     try:
         with os.fdopen(handle, 'wb') as file:
