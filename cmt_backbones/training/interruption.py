@@ -65,11 +65,18 @@ class SaveOnSigterm(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.logger = runner.logger
+        self.running = type(runner.train_loop).run.__code__
         self.previous = {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
         if self.validation_due:
             runner.val_loop.run()
 
     def request(self, number: int, frame: Any) -> None:
+        while frame and frame.f_code is not self.running:
+            frame = frame.f_back
+        if not frame:  # the run has ended with an error, which no hook is told, and its notebook goes on
+            self.give_back_signals()
+            signal.raise_signal(number)
+            return
         self.requested = number
         if number == signal.SIGINT:
             for again in (signal.SIGINT, signal.SIGTERM):  # torchrun answers a second one with SIGTERM
@@ -101,14 +108,18 @@ class SaveOnSigterm(Hook):
         runner.logger.warning(f'{number.name}: saved {INTERRUPTED} at iteration {meta["iter"]}; --resume goes on')
         if not meta.get('validation_due'):
             barrier()  # a launcher ends the others when one has ended
+        self.give_back_signals()
         raise SystemExit(128 + number)  # what a shell reports for a process that the signal ended
 
     def after_train(self, runner: Runner) -> None:
-        for number, previous in self.previous.items():
-            signal.signal(number, previous)
+        self.give_back_signals()
         interrupted = Path(runner.work_dir) / INTERRUPTED
         if is_main_process() and last_checkpoint(interrupted.parent) != interrupted:
             interrupted.unlink(missing_ok=True)
+
+    def give_back_signals(self) -> None:
+        for number, previous in self.previous.items():
+            signal.signal(number, previous)
 
 
 def heed_own_process(worker_init_fn: Optional[Callable], worker_id: int) -> None:

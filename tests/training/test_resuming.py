@@ -207,14 +207,25 @@ def test_ctrl_c_and_resume_tells_the_right_batches(scenes, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train(detector(scenes, tmp_path, 2),
               At('before_train_iter', 2, lambda runner: os.kill(os.getpid(), signal.SIGINT)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert stopped.value.code == 130
     assert load_from_disk(str(tmp_path / 'interrupted.pth'))['meta']['iter'] == 3
     cfg = detector(scenes, tmp_path, 0)
     cfg.resume, counted = True, CountedBatches()
     train(cfg, counted)
     assert counted.batches == [3, 4, 0, 1, 2, 3, 4]  # of two epochs of five
+
+
+def test_after_an_error_signals_are_their_owners_again(scenes, tmp_path):
+    def fail(runner):
+        raise OSError('the disk is full')
+
+    with pytest.raises(OSError, match='the disk is full'):
+        train(detector(scenes, tmp_path, 0), At('before_train_iter', 2, fail))
+    with pytest.raises(KeyboardInterrupt):  # as in a notebook
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 class CountedBatches(Hook):
@@ -232,7 +243,7 @@ def test_a_second_ctrl_c_ends_at_once(whose):
     if process == 0:
         if whose == 'run':
             hook = interruption.SaveOnSigterm()
-            hook.logger = logging.getLogger('test')
+            hook.logger, hook.running = logging.getLogger('test'), sys._getframe().f_code
             signal.signal(signal.SIGINT, hook.request)
         else:
             interruption.heed_own_process(None, 0)
