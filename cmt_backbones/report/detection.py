@@ -28,7 +28,9 @@ class Matches(NamedTuple):
         label (D,), score (D,), box (D, 4): Of a detection; boxes as x, y, width, height in pixels.
         right (D,): Whether it found an object of its class, before any other of a higher score.
         found (D,): The place of that object, or -1.
-        objects: The same of the true objects: `object_image` (G,), `object_label` (G,), `object_box` (G, 4).
+        number (D,): Its place among the predictions of all images, one after the other.
+        objects: The same of the true objects: `object_image` (G,), `object_label` (G,), `object_box` (G, 4), and
+            `object_number` (G,), their places among the annotations.
     """
     image: np.ndarray
     label: np.ndarray
@@ -36,9 +38,11 @@ class Matches(NamedTuple):
     box: np.ndarray
     right: np.ndarray
     found: np.ndarray
+    number: np.ndarray
     object_image: np.ndarray
     object_label: np.ndarray
     object_box: np.ndarray
+    object_number: np.ndarray
 
 
 class Evaluation(NamedTuple):
@@ -141,12 +145,13 @@ def read_matches(coco: COCOeval) -> Matches:
             for number, match, ignore in zip(entry['dtIds'], entry['dtMatches'][IOU_50], entry['dtIgnore'][IOU_50]):
                 if not ignore:
                     one = coco.cocoDt.anns[number]
-                    detections.append((i, category - 1, one['score'], one['bbox'], int(match)))
+                    detections.append((i, category - 1, one['score'], one['bbox'], int(match), number - 1))
     place = {number: at for at, number in enumerate(objects)}
     columns = [np.array([one[c] for one in detections]) for c in range(3)]
     found = np.array([place.get(one[4], -1) for one in detections], int)
     return Matches(
         columns[0].astype(int), columns[1].astype(int), columns[2].astype(float),
         np.array([one[3] for one in detections], float).reshape(-1, 4), found >= 0, found,
+        np.array([one[5] for one in detections], int),
         np.array([one[0] for one in objects.values()], int), np.array([one[1] for one in objects.values()], int),
-        np.array([one[2] for one in objects.values()], float).reshape(-1, 4))
+        np.array([one[2] for one in objects.values()], float).reshape(-1, 4), np.array([*objects], int) - 1)

@@ -104,16 +104,19 @@ def detector(run: Run, data: Data, options: Options, file: Optional[Path]) -> Fi
                 **{f'AP {size}': results.average(size=i) for i, size in enumerate(detection.SIZES) if i}}
     with_masks = all('masks' in one for one in predictions) and \
         all('segmentation' in one for one in real.dataset['annotations'])
+    shapes: Dict[str, list] = {}
     if with_masks:
         masks = detection.evaluate(real, predictions, 'segm')
         headline.update({'mask AP': masks.average(), 'mask AP50': masks.average(iou=detection.IOU_50),
                          'mask AP75': masks.average(iou=detection.IOU_75)})
+        shapes = dict(masks=[mask for one in predictions for mask in one['masks']],
+                      object_masks=[one['segmentation'] for one in real.dataset['annotations']])
     headline['best F1'] = f1
 
     def show(ranked: dict) -> dict:
         info = infos[places[ranked['image']]]
         return pictures.detection_picture(ranked, info['img_path'], (info['height'], info['width']), matches, errors,
-                                          data.classes, threshold)
+                                          data.classes, threshold, **shapes)
 
     worst, best = pictures.chosen(pictures.rank_images(matches, len(places), threshold), options.pictures)
     objects = np.bincount(matches.object_label, minlength=len(data.classes))

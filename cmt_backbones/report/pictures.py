@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import cv2
 import numpy as np
 
+from ..visualization.detections import decode
 from ..visualization.segmentation import OPEN
 from .detection import Matches
 from .detection_errors import KINDS, MISSED, WORDS, Errors
@@ -79,18 +80,36 @@ def chosen(ranked: Sequence[Any], count: int) -> Tuple[List[Any], List[Any]]:
     return worst, list(ranked[len(worst):][::-1][:count])
 
 
+def outline(mask: Any, size: Tuple[int, int], shown: Tuple[int, int]) -> str:
+    """The path of a mask, as SVG has it, filled by `evenodd`: holes are paths within it.
+
+    Args:
+        mask: In COCO's form, polygons or a run-length code.
+        size: Height and width of its image.
+        shown: Height and width of the picture, in whose pixels the path is; it strays from the mask by one or two.
+    """
+    small = cv2.resize(decode(mask, *size).astype(np.uint8) * 255, shown[::-1], interpolation=cv2.INTER_AREA) > 127
+    contours, _ = cv2.findContours(small.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    lines = [cv2.approxPolyDP(contour, .7, True)[:, 0] + .5 for contour in contours]  # through centres of pixels
+    return ''.join('M' + 'L'.join(f'{x:.1f} {y:.1f}' for x, y in line) + 'Z' for line in lines)
+
+
 def detection_picture(ranked: dict, path: str, size: Tuple[int, int], matches: Matches, errors: Errors,
-                      classes: Sequence[str], threshold: float) -> Dict[str, Any]:
+                      classes: Sequence[str], threshold: float, masks: Optional[Sequence[Any]] = None,
+                      object_masks: Optional[Sequence[Any]] = None) -> Dict[str, Any]:
     """An image with its objects and its detections, for the page.
 
     Args:
         ranked: One of :func:`rank_images`.
         path, size: Of the image; size is height and width in its own pixels.
         threshold: The score from which detections are shown.
+        masks, object_masks: Of all detections and of all objects, by their `number` in `matches`, in COCO's form; or
+            None for boxes alone.
 
     Returns:
         dict: `name`, `text`, `image` (a data URI), `width` and `height` in pixels of that, `objects` and `detections`,
-        each a list of dicts with `x`, `y`, `w`, `h`, `kind`, `name` and `text`; `broken` where there is no image.
+        each a list of dicts with `x`, `y`, `w`, `h`, `path` (of the mask, or ''), `kind`, `name` and `text`; `broken`
+        where there is no image.
     """
     image = photo(path)
     broken = image is None
@@ -101,9 +120,10 @@ def detection_picture(ranked: dict, path: str, size: Tuple[int, int], matches: M
     scale = np.array([width / size[1], height / size[0]] * 2)
     sure = matches.score >= threshold
 
-    def shape(box: np.ndarray, kind: str, name: str, text: str) -> dict:
+    def shape(box: np.ndarray, mask: Any, kind: str, name: str, text: str) -> dict:
         x, y, w, h = (box * scale).round(1).tolist()
-        return dict(x=x, y=y, w=w, h=h, kind=kind, name=name, text=text)
+        path = '' if mask is None else outline(mask, size, (height, width))
+        return dict(x=x, y=y, w=w, h=h, path=path, kind=kind, name=name, text=text)
 
     here, = np.nonzero((matches.image == ranked['image']) & sure)
     detections = []
@@ -111,12 +131,13 @@ def detection_picture(ranked: dict, path: str, size: Tuple[int, int], matches: M
         kind = 'right' if matches.right[at] else KINDS[errors.kind[at]]
         words = WORDS.get(kind, kind)
         name = classes[matches.label[at]]
-        detections.append(shape(matches.box[at], kind, name, f'{name} {matches.score[at]:.2f}: {words}'))
+        detections.append(shape(matches.box[at], masks and masks[matches.number[at]], kind, name, f'{name} {matches.score[at]:.2f}: {words}'))
     objects = []
     found = {int(i) for i in matches.found[matches.right & sure]}
     for at in np.nonzero(matches.object_image == ranked['image'])[0]:
         name, kind = classes[matches.object_label[at]], 'right' if int(at) in found else MISSED
-        objects.append(shape(matches.object_box[at], kind, name,
+        objects.append(shape(matches.object_box[at],
+                             object_masks and object_masks[matches.object_number[at]], kind, name,
                              f'{name}: {"found" if kind == "right" else "not found"}'))
     return dict(name=Path(path).name, text=caption(ranked), image=jpeg(image), width=width, height=height,
                 objects=objects, detections=detections, broken=broken)
