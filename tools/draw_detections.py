@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from cmt_backbones.openmmlab import config_from_file
+from cmt_backbones.openmmlab import ConfigError, config_with
 from cmt_backbones.visualization.detections import draw_all, read_predictions, test_data
 from cmt_backbones.visualization.panels import DrawingError
 
@@ -32,12 +32,11 @@ def main(argv=None):
     for path in (args.config, args.predictions):
         if not path.is_file():
             sys.exit(f'draw_detections: there is no file {path}')
-    config = config_from_file(args.config)
-    config.merge_from_dict(args.cfg_options or {})
     try:
+        config = config_with(args.config, args.cfg_options)
         predictions = read_predictions(args.predictions)[:args.images]
         draw_all(test_data(config), predictions, args.score_thr, args.out, args.alone)
-    except (DrawingError, OSError) as error:
+    except (ConfigError, DrawingError, OSError) as error:
         sys.exit(f'draw_detections: {error}')
     print(f'{args.out}: {len(predictions)} pictures and sheet.png')
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from cmt_backbones.openmmlab import config_from_file
+from cmt_backbones.openmmlab import ConfigError, config_with
 from cmt_backbones.visualization.panels import DrawingError
 from cmt_backbones.visualization.segmentation import draw_all, test_data
 
@@ -31,11 +31,10 @@ def main(argv=None):
         sys.exit(f'draw_segmentation: there is no file {args.config}')
     if not args.predictions.is_dir():
         sys.exit(f'draw_segmentation: there is no folder {args.predictions}')
-    config = config_from_file(args.config)
-    config.merge_from_dict(args.cfg_options or {})
     try:
+        config = config_with(args.config, args.cfg_options)
         count = draw_all(test_data(config), args.predictions, args.images, args.out)
-    except (DrawingError, OSError) as error:
+    except (ConfigError, DrawingError, OSError) as error:
         sys.exit(f'draw_segmentation: {error}')
     print(f'{args.out}: {count} pictures and sheet.png')
 

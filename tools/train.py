@@ -61,17 +61,16 @@ def train(args):
     services = [name for name in openmmlab.LOGGERS if getattr(args, name)]
     for name in services:
         openmmlab.log_to(cfg, name)
+    hooks = [openmmlab.CheckpointMatches(args.new_head), openmmlab.Progress()]
+    hooks += [openmmlab.LoggedImages()] if services else []
+    hooks += [openmmlab.CompileHook()] if args.compile else []
     told = openmmlab.fit_to_device(cfg)
     warnings = [] if args.no_check else check_before_start(cfg, ('train', 'val'))
     runner = openmmlab.BriefRunner.from_cfg(cfg)
     for warning in [told] * (told is not None) + warnings:
         runner.logger.warning(warning)
-    runner.register_hook(openmmlab.CheckpointMatches(args.new_head))
-    runner.register_hook(openmmlab.Progress())
-    if services:
-        runner.register_hook(openmmlab.LoggedImages())
-    if args.compile:
-        runner.register_hook(openmmlab.CompileHook())
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
 
 

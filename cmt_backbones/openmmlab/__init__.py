@@ -10,18 +10,16 @@ import warnings
 from mmengine.fileio import register_backend
 
 from .checkpoints import let_mmengine_resume, load_from_disk, read_without_pickle
-from .configs import config_from_file
+from .configs import config_from_file, config_with
 from .files import BACKEND, WholeFiles
 from .matching import CheckpointMatches, ConfigError, ModelError
 from .named import register_names
 from .operators import provide as provide_operators
 from .options import (
-    LOGGERS,
     CompileHook,
     DeployHook,
     fit_to_device,
     load_config,
-    log_to,
     one_line_errors,
     show_predictions,
     use_amp,
@@ -29,11 +27,12 @@ from .options import (
     use_tta,
 )
 from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_processes
+from .services import LOGGERS, log_to
 from .terminal import BriefRunner, LoggedImages, Progress, without_warnings_of_others
 
 __all__ = ['LOGGERS', 'BriefRunner', 'CPUDistributedDataParallel', 'CheckpointMatches', 'CompileHook', 'ConfigError',
-           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'ended_in_order',
-           'fit_to_device', 'load_config', 'load_from_disk', 'log_to', 'one_line_errors',
+           'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles', 'config_from_file', 'config_with',
+           'ended_in_order', 'fit_to_device', 'load_config', 'load_from_disk', 'log_to', 'one_line_errors',
            'prepare_cpu_processes', 'provide_operators', 'read_without_pickle', 'show_predictions', 'use_amp',
            'use_tf32', 'use_tta', 'without_warnings_of_others']
 

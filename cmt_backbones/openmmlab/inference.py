@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.config.utils import ConfigParsingError
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -14,8 +13,8 @@ from torch import nn
 
 from ..models.backbone import switch_to_deploy
 from .checkpoints import load_checkpoint
-from .configs import config_from_file
-from .matching import ModelError, check_weights
+from .configs import config_with
+from .matching import ConfigError, ModelError, check_weights
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -27,10 +26,9 @@ def read_config(path: PathLike, options: Optional[dict] = None) -> Config:
         ModelError: It is not there, cannot be read, or is of something else.
     """
     try:
-        cfg = config_from_file(path)
-    except (OSError, SyntaxError, ConfigParsingError) as error:
-        raise ModelError(f'cannot read the config {path}: {error}') from None
-    cfg.merge_from_dict(options or {})
+        cfg = config_with(path, options)
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
     if cfg.get('default_scope') not in ('mmdet', 'mmseg') or 'backbone' not in cfg.get('model', {}):
         raise ModelError(f'{path} is not the config of a detector or a segmentor: it needs a `model` with a '
                          "`backbone`, and default_scope='mmdet' or 'mmseg'")

@@ -1,7 +1,9 @@
 """The options that the commands of tools/ share, applied to a config."""
 import importlib
-import importlib.util
 import logging
+import os
+import shutil
+import sysconfig
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Iterator, Optional
 import mmengine
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.config.utils import ConfigParsingError
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -22,7 +23,7 @@ from mmengine.utils import digit_version
 from ..models.backbone import switch_to_deploy
 from ..registration import register
 from . import operators
-from .configs import config_from_file
+from .configs import config_with
 from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
 from .terminal import without_warnings_of_others
@@ -34,7 +35,7 @@ def load_config(args: SimpleNamespace) -> Config:
         raise SystemExit('mmengine needs pkg_resources, which setuptools 81 was the last to have: '
                          'pip install "setuptools<81"')
     try:
-        cfg = config_from_file(args.config)
+        cfg = config_with(args.config, args.cfg_options)
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
             importlib.import_module('mmcv.ops')  # which compiled operators for another torch break
             importlib.import_module(cfg.default_scope)
@@ -47,12 +48,8 @@ def load_config(args: SimpleNamespace) -> Config:
             '`make setup` installs those of requirements/') from None
     except RuntimeError as error:
         raise SystemExit(f'{args.config}: {error}') from None
-    except (OSError, SyntaxError, ConfigParsingError) as error:
-        raise ConfigError(f'cannot read the config {args.config}: {error}') from None
     use_tf32(not getattr(args, 'no_tf32', False))
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         prepare_cpu_processes(cfg)
@@ -115,18 +112,6 @@ def fit_to_device(cfg: Config) -> Optional[str]:
     return 'no GPU here: training in float32 instead of mixed precision, which is slower on CPUs'
 
 
-LOGGERS = dict(tensorboard=('TensorboardVisBackend', 'tensorboard'), wandb=('WandbVisBackend', 'wandb'),
-               mlflow=('MLflowVisBackend', 'mlflow'))
-
-
-def log_to(cfg: Config, name: str) -> None:
-    """Has a run log its scalars, and images of its validations, to a service beside its files."""
-    backend, package = LOGGERS[name]
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(f'--{name} needs the package {package}: pip install {package}')
-    cfg.visualizer.setdefault('vis_backends', []).append(dict(type=backend))
-
-
 def use_tta(cfg: Config) -> None:
     """Makes a config test with the augmentations of its `tta_pipeline`.
 
@@ -169,7 +154,19 @@ class DeployHook(Hook):
 
 
 class CompileHook(Hook):
-    """Compiles the backbones of a model in place, for images of all sizes; the weights keep their names."""
+    """Compiles the backbones of a model in place, for images of all sizes; the weights keep their names.
+
+    Raises:
+        ConfigError: PyTorch would write code for the CPU, and there is nothing to compile it with.
+    """
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            compiler, header = os.environ.get('CXX', 'g++'), Path(sysconfig.get_path('include')) / 'Python.h'
+            missing = [f'a C++ compiler ({compiler})'] * (shutil.which(compiler) is None)
+            missing += [f'the headers of Python ({header})'] * (not header.exists())
+            if missing:
+                raise ConfigError(f'--compile needs {" and ".join(missing)} on CPUs: apt-get install g++ python3-dev')
 
     def before_train(self, runner: Runner) -> None:
         if not torch.cuda.is_available():

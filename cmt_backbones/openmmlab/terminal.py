@@ -33,7 +33,8 @@ LOGGED_OF_OTHERS = (
 IN_THE_LOG_ALONE = re.compile(
     r'\s*-{20}|Config:|Hooks will be executed|Distributed training is not used|Exp name:|paramwise_options|'
     r'(layer|stage)_wise decay|Checkpoints will be saved|The prefix is not set|'
-    rf'{LOGGED_OF_OTHERS}|Loads checkpoint by|Load checkpoint from|Evaluating (bbox|segm)\.\.\.')
+    rf'Please make sure that the mlflow server|{LOGGED_OF_OTHERS}|Loads checkpoint by|Load checkpoint from|'
+    r'Evaluating (bbox|segm)\.\.\.')
 STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|$')
 RESULT = re.compile(r'(Epoch|Iter)\((val|test)\)(?!.* eta: )')
 

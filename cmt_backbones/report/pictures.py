@@ -131,13 +131,14 @@ def detection_picture(ranked: dict, path: str, size: Tuple[int, int], matches: M
         kind = 'right' if matches.right[at] else KINDS[errors.kind[at]]
         words = WORDS.get(kind, kind)
         name = classes[matches.label[at]]
-        detections.append(shape(matches.box[at], masks and masks[matches.number[at]], kind, name, f'{name} {matches.score[at]:.2f}: {words}'))
+        mask = masks and masks[matches.number[at]]
+        detections.append(shape(matches.box[at], mask, kind, name, f'{name} {matches.score[at]:.2f}: {words}'))
     objects = []
     found = {int(i) for i in matches.found[matches.right & sure]}
     for at in np.nonzero(matches.object_image == ranked['image'])[0]:
         name, kind = classes[matches.object_label[at]], 'right' if int(at) in found else MISSED
-        objects.append(shape(matches.object_box[at],
-                             object_masks and object_masks[matches.object_number[at]], kind, name,
+        mask = object_masks and object_masks[matches.object_number[at]]
+        objects.append(shape(matches.object_box[at], mask, kind, name,
                              f'{name}: {"found" if kind == "right" else "not found"}'))
     return dict(name=Path(path).name, text=caption(ranked), image=jpeg(image), width=width, height=height,
                 objects=objects, detections=detections, broken=broken)

@@ -7,6 +7,7 @@ import runpy
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -17,7 +18,7 @@ from mmengine.runner import BaseLoop, Runner
 import small_runs
 import tool
 from cmt_backbones import openmmlab
-from cmt_backbones.openmmlab import matching
+from cmt_backbones.openmmlab import matching, services
 from cmt_backbones.openmmlab.terminal import Brief
 from cmt_backbones.training import preflight
 
@@ -67,6 +68,53 @@ def test_what_is_logged_to_a_service_has_images(trained):
     folder = trained[2].parent
     assert any(folder.glob('*/vis_data/events.out.tfevents.*'))
     assert any(folder.glob('*/vis_data/vis_image/val_img_*.png'))
+
+
+def test_weights_and_biases(config, tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    tool.run('train', config, '--wandb', '--no-check', '--work-dir', tmp_path)
+    assert [*tmp_path.glob('*/vis_data/wandb/offline-run-*/files/media/images/val_img_*.png')]
+
+
+def test_mlflow_without_a_server(config, tmp_path):
+    mlflow = pytest.importorskip('mlflow')
+    for _ in range(2):  # each start is a run of its own
+        tool.run('train', config, '--mlflow', '--no-check', '--work-dir', tmp_path / 'small')
+    client = mlflow.MlflowClient(f'sqlite:///{tmp_path}/small/mlflow.db')
+    for run in client.search_runs([client.get_experiment_by_name('small').experiment_id]):
+        assert run.info.status == 'FINISHED' and run.data.metrics['loss'] > 0
+        assert 'coco/bbox_mAP_50' in run.data.metrics and run.data.params['model.type'] == 'RetinaNet'
+        names = [one.path for one in client.list_artifacts(run.info.run_id)]
+        assert 'config.py' in names and 'val_img_5.png' in names and sum(name.endswith('.log') for name in names) == 1
+    assert not [*tmp_path.glob('small/mlflow/*/artifacts/*/*')]
+
+
+def test_what_mlflow_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
+    for server in (None, 'http://localhost:5000'):
+        if server:
+            monkeypatch.setenv('MLFLOW_TRACKING_URI', server)
+        cfg = Config(dict(work_dir=f'{tmp_path}/small', visualizer={}))
+        openmmlab.log_to(cfg, 'mlflow')
+        options, = cfg.visualizer.vis_backends
+        assert options.exp_name == 'small'
+        assert options.tracking_uri == (server or f'sqlite:///{tmp_path}/small/mlflow.db')
+    told = []
+    client = type('Client', (), dict(__getattr__=lambda self, name: lambda *args: told.append((name, *args[-1:]))))
+    backend = services.MLflow(str(tmp_path / 'small/vis_data'))
+    backend._mlflow, backend._env_initialized = client(), True
+    (tmp_path / 'small').mkdir()
+    (tmp_path / 'small/a.log').touch()
+    backend.add_image('val_img', np.zeros((2, 2, 3), np.uint8), 5)
+    backend.close()
+    assert told == [('log_image', 'val_img_5.png'), ('log_artifact', f'{tmp_path}/small/a.log'), ('end_run', )]
+
+
+def test_compiling_needs_a_compiler(refused, monkeypatch):
+    monkeypatch.setenv('CXX', 'nowhere-g++')
+    assert refused('train', '--compile') == (
+        'train: --compile needs a C++ compiler (nowhere-g++) on CPUs: apt-get install g++ python3-dev')
 
 
 def test_a_test_shows_what_matters(config, trained, tmp_path, capsys):
@@ -163,6 +211,7 @@ def test_a_config_in_a_checkpoint_is_read_and_not_run(tmp_path):
     ('train', ['--wandb'], 'train: --wandb needs the package wandb: pip install wandb'),
     ('train', ['--mlflow'], 'train: --mlflow needs the package mlflow: pip install mlflow'),
     ('train', ['--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], '--auto-scale-lr needs auto_scale_lr=dict'),
+    ('train', ['--cfg-options', 'model.backbone.type.depths=3'], 'train: --cfg-options do not fit the config '),
     ('train', ['--cfg-options', 'model.neck.in_channels=[1,2,3]'], 'train: model.neck: in_channels='),
     ('test', ['x.pth', '--out', 'folder'], '--out of a detector is a .pkl file, not folder')])
 def test_switches_that_cannot_be(command, arguments, what, refused, monkeypatch):
@@ -171,7 +220,8 @@ def test_switches_that_cannot_be(command, arguments, what, refused, monkeypatch)
 
 
 @pytest.mark.parametrize('text, what', [
-    (None, 'No such file|does not exist|cannot find'), ('model = dict(', 'was never closed')])
+    (None, 'No such file|does not exist|cannot find'), ('model = dict(', 'was never closed'),
+    ("_base_ = 'mmdet::_base_/default_runtime.py'\nlog_level = dict(a=1)", '`_delete_=True` to ignore the base')])
 def test_a_config_that_cannot_be_read(text, what, tmp_path):
     if text:
         (tmp_path / 'half.py').write_text(text)
