@@ -1,5 +1,6 @@
 """What a model finds in the frames of a video or a webcam, as a video."""
 from pathlib import Path
+from time import monotonic
 from typing import Any, Callable, Iterator, Optional, Union
 
 import cv2
@@ -21,6 +22,9 @@ def draw_video(source: str, out: Path, draw: Callable[[np.ndarray], Image.Image]
                frames: Optional[int] = None) -> int:
     """Writes a video of what is drawn of each frame; Ctrl-C ends it in order.
 
+    A webcam goes on while a frame is drawn: its video shows each picture as long as that took, and so takes the
+    time that it shows.
+
     Args:
         source: A file, or the number of a webcam.
         out: File, ``.mp4``.
@@ -29,19 +33,20 @@ def draw_video(source: str, out: Path, draw: Callable[[np.ndarray], Image.Image]
         frames: How many at most.
 
     Returns:
-        int: How many were written.
+        int: How many were drawn.
 
     Raises:
         DrawingError: The source cannot be read, or nothing can be written.
     """
-    capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
+    live = source.isdigit()
+    capture = opened(int(source) if live else source)
     if not capture.isOpened():
-        raise DrawingError(f'{"webcam " * source.isdigit()}{source} cannot be opened as a video')
+        raise DrawingError(f'{"webcam " * live}{source} cannot be opened as a video')
     rate = capture.get(cv2.CAP_PROP_FPS) or 25
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    total = min(frames or total, total) if total > 0 else frames
+    total = min(frames or total, total) if total > 0 else frames  # a webcam has none, or a senseless one
     writer: Any = None
-    written = 0
+    drawn = written = 0
     try:
         for frame in tqdm(read(capture, frames), Path(source).name, total, unit='frame'):
             picture = np.asarray(draw(frame))[..., ::-1]
@@ -50,17 +55,33 @@ def draw_video(source: str, out: Path, draw: Callable[[np.ndarray], Image.Image]
                 writer = cv2.VideoWriter(str(out), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
                 if not writer.isOpened():
                     raise DrawingError(f'{out} cannot be written as a video')
-            writer.write(fitted(picture, size))
-            written += 1
+                start = monotonic()
+            drawn += 1
+            due = max(written + 1, round((monotonic() - start) * rate)) if live else drawn
+            for _ in range(due - written):
+                writer.write(fitted(picture, size))
+            written = due
     except KeyboardInterrupt:  # a webcam has no end
         pass
     finally:
         capture.release()
         if writer is not None:
             writer.release()
-    if not written:
+    if not drawn:
         raise DrawingError(f'{source} has no frame that can be read')
-    return written
+    return drawn
+
+
+def opened(source: Union[int, str]) -> cv2.VideoCapture:
+    """Of a webcam, such that no frames wait that are older than the last; without OpenCV's lines if there is none."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        capture = cv2.VideoCapture(source)
+        if isinstance(source, int):
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        return capture
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def read(capture: cv2.VideoCapture, frames: Optional[int]) -> Iterator[np.ndarray]:
