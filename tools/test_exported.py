@@ -44,7 +44,7 @@ def main(argv=None):
     for name, metrics in found.items():
         print(f'{name}: ' + '  '.join(f'{key} {value:.4f}' for key, value in metrics.items()))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1, default=float))
+        args.out.write_text(json.dumps(found, indent=1, default=float), encoding='utf-8')
 
 
 if __name__ == '__main__':

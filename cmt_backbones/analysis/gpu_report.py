@@ -80,10 +80,10 @@ def report(folder: Path, chosen: Sequence[Part] = ()) -> Path:
         start = time.monotonic()
         said = run(part) if cards >= part.cards else f'left out: it needs {part.cards} GPU(s), and there are {cards}'
         lines += [said, '', f'{time.monotonic() - start:.0f} s', '']
-        page.write_text('\n'.join(lines))
+        page.write_text('\n'.join(lines), encoding='utf-8')
         print(f'{part.title}: {time.monotonic() - start:.0f} s', flush=True)
     lines += [f'![{plot.stem}]({plot.name})' for plot in sorted(folder.glob('*.png'))]
-    page.write_text('\n'.join(lines) + '\n')
+    page.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     return page
 
 

@@ -165,7 +165,7 @@ def read_coco(dataset: Any, masks: bool) -> Tuple[List[Problem], List[tuple]]:
     """
     path = dataset.ann_file
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
         images, annotations, categories = (content[key] for key in ('images', 'annotations', 'categories'))
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"is no annotation file in COCO's format ({type(error).__name__}: {error})"

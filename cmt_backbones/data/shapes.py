@@ -242,7 +242,7 @@ def write_split(out: Path, split: str, count: int, settings: dict) -> None:
             number = len(coco['annotations']) + 1
             coco['annotations'].append(dict(annotation, id=number, image_id=i))
     (out / 'annotations').mkdir(exist_ok=True)
-    (out / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+    (out / 'annotations' / f'{split}.json').write_text(json.dumps(coco), encoding='utf-8')
 
 
 def make_shapes(out: Path, train: int, val: int, seed: int, sizes: List[Tuple[int, int]]) -> bool:
@@ -264,7 +264,7 @@ def make_shapes(out: Path, train: int, val: int, seed: int, sizes: List[Tuple[in
     settings = dict(version=VERSION, train=train, val=val, seed=seed, sizes=[[*s] for s in sizes])
     if out.is_dir() and any(out.iterdir()):
         try:
-            found = json.loads((out / 'settings.json').read_text())
+            found = json.loads((out / 'settings.json').read_text(encoding='utf-8'))
         except (OSError, ValueError):
             found = None
         if found == settings:
@@ -279,6 +279,6 @@ def make_shapes(out: Path, train: int, val: int, seed: int, sizes: List[Tuple[in
     shutil.rmtree(part, ignore_errors=True)
     write_split(part, 'train', train, settings)
     write_split(part, 'val', val, settings)
-    (part / 'settings.json').write_text(json.dumps(settings) + '\n')
+    (part / 'settings.json').write_text(json.dumps(settings) + '\n', encoding='utf-8')
     os.replace(part, out)
     return True

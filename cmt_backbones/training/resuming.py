@@ -40,7 +40,7 @@ class ResumableRandomness(Hook):
         self.by_epoch = not hasattr(loop, 'dataloader_iterator')
         self.seed, = from_first_process(lambda: [runner.seed])
         # A sampler built before the seed of the checkpoint was known has drawn one of its own.
-        batch_sampler = build_batch_sampler(runner.cfg.train_dataloader, loader.dataset, self.seed)
+        batch_sampler = build_batch_sampler(runner.cfg.get('train_dataloader'), loader, self.seed)
         self.batches = ResumableBatches(batch_sampler, (self.seed, get_rank()), endless=not self.by_epoch)
         loader.dataset.__getitems__ = SeededItems(loader.dataset)
         if not self.by_epoch:
@@ -172,9 +172,14 @@ class SeededItems(Items):
         return super().__call__(batch)
 
 
-def build_batch_sampler(cfg: ConfigDict, dataset: Dataset, seed: int) -> BatchSampler:
-    """The batch sampler of a dataloader's config, as mmengine's Runner builds it."""
-    sampler = DATA_SAMPLERS.build(cfg.sampler, default_args=dict(dataset=dataset, seed=seed))
+def build_batch_sampler(cfg: Optional[ConfigDict], loader: DataLoader, seed: int) -> BatchSampler:
+    """The batch sampler of a loader's config, as mmengine's Runner builds it. A Runner of arguments keeps no config:
+    then that of the loader, with another seed."""
+    if cfg is None:
+        if hasattr(loader.batch_sampler.sampler, 'seed'):
+            loader.batch_sampler.sampler.seed = seed
+        return loader.batch_sampler
+    sampler = DATA_SAMPLERS.build(cfg.sampler, default_args=dict(dataset=loader.dataset, seed=seed))
     if cfg.get('batch_sampler') is None:
         return BatchSampler(sampler, cfg.batch_size, cfg.get('drop_last', False))
     return DATA_SAMPLERS.build(cfg.batch_sampler,

@@ -83,7 +83,7 @@ def read_run(work_dir: Path, metrics: str = METRICS) -> Series:
                        'work_dir of a training?')
     series: Series = {}
     for log in logs:
-        series = merge(series, read_scalars(log.read_text(), metrics))
+        series = merge(series, read_scalars(log.read_text(encoding='utf-8'), metrics))
     if not series:
         raise DrawingError(f'{logs[-1]} has no training step yet.')
     return series

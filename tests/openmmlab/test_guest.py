@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
 
 from cmt_backbones.versions import check_versions
 
@@ -112,12 +111,14 @@ def test_importing_registers_names_and_changes_nothing():
 
 
 PROJECT = """
-    import argparse, sys
+    import argparse, collections, dataclasses, datetime, enum, sys
     from pathlib import Path
+    import numpy as np
     import torch
+    from mmengine.config import Config
     from mmengine.hooks import Hook
     from mmengine.model import BaseModel
-    from mmengine.runner import Runner
+    from mmengine.runner import CheckpointLoader, Runner
     if sys.argv[2] == 'with':
         import cmt_backbones, cmt_backbones.openmmlab
 
@@ -128,11 +129,27 @@ PROJECT = """
         def forward(self, *x, mode):
             return dict(loss=self.linear(torch.stack(x)).square().mean())
 
+    @dataclasses.dataclass
+    class Note:
+        text: str = 'of the project'
+
+    class Stage(enum.Enum):
+        first = 1
+
+    def kept():
+        return dict(args=argparse.Namespace(lr=.1), folder=Path('a'), note=Note(), stage=Stage.first,
+                    day=datetime.datetime(2026, 1, 1), config=Config(dict(a=1)), model=torch.nn.Linear(1, 1),
+                    counts=collections.defaultdict(int, a=1), last=collections.deque([1, 2], 3),
+                    objects=np.array([{'a': 1}, None], object), table=np.zeros(2, [('x', 'f4'), ('y', 'i8')]))
+
     class Keep(Hook):
         def before_train(self, runner):
-            kept = runner.message_hub.runtime_info.get('args')
-            assert runner.iter == 0 or kept == argparse.Namespace(lr=.1, folder=Path('a')), kept
-            runner.message_hub.update_info('args', argparse.Namespace(lr=.1, folder=Path('a')), resumed=True)
+            if runner.iter:
+                for name, value in kept().items():
+                    found = runner.message_hub.runtime_info.get(name)
+                    assert type(found) is type(value) and repr(found) == repr(value), (name, found)
+            for name, value in kept().items():
+                runner.message_hub.update_info(name, value, resumed=True)
 
     torch.manual_seed(0)
     for epochs in (1, 2):
@@ -143,19 +160,40 @@ PROJECT = """
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)), custom_hooks=[Keep()], resume=epochs == 2,
             experiment_name=f'toy{epochs}', log_level='WARNING')
         runner.train()
-    assert isinstance(runner.message_hub.runtime_info['args'].folder, Path)
+    torch.save(runner.model, sys.argv[1] + '/whole.pth')
+    assert type(CheckpointLoader.load_checkpoint(sys.argv[1] + '/whole.pth')) is Toy
+    last = torch.load(sys.argv[1] + '/epoch_2.pth')
+    print(last.keys(), last['meta'].keys(), last['message_hub']['runtime_info'], last['state_dict'], last['optimizer'])
 """
 
 
 def test_a_project_trains_resumes_and_saves_as_without_us(tmp_path):
     env = dict(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')  # a choice of the project's own, for its Namespace
-    for process in [start(PROJECT, tmp_path / kind, kind, **env) for kind in ('with', 'without')]:
-        output(process)
-    one, other = (torch.load(tmp_path / kind / 'epoch_2.pth', weights_only=False) for kind in ('with', 'without'))
-    assert one['message_hub']['runtime_info']['args'] == other['message_hub']['runtime_info']['args']
-    assert one['message_hub']['runtime_info'].keys() == other['message_hub']['runtime_info'].keys()
-    assert one.keys() == other.keys() and one['meta'].keys() == other['meta'].keys()
-    assert str(one['state_dict']) == str(other['state_dict']) and str(one['optimizer']) == str(other['optimizer'])
+    processes = [start(PROJECT, tmp_path / kind, kind, **env) for kind in ('with', 'without')]
+    one, other = ([line for line in output(process).splitlines() if line.startswith('dict_keys')]
+                  for process in processes)
+    assert len(one) == 1 and one == other and "Note(text='of the project')" in one[0]
+
+
+def test_loaders_and_backends_that_somebody_has():
+    output(start("""
+    import warnings
+    from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+    from mmengine.runner import CheckpointLoader
+
+    class Mine(LocalBackend):
+        pass
+
+    register_backend('whole', Mine)
+    CheckpointLoader.register_scheme('hf-hub:', mine := lambda name, map_location: {})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        import cmt_backbones.openmmlab
+    told = [str(warning.message) for warning in told if 'backend' in str(warning.message)]
+    assert told == ["the file backend 'whole' stays what was registered under that name before"], told
+    assert type(get_file_backend(backend_args=dict(backend='whole'))) is Mine
+    assert CheckpointLoader.load_checkpoint('hf-hub:me/cmt') == {}
+    """))
 
 
 RECIPE = """
@@ -193,7 +231,8 @@ RECIPE = """
 """
 
 
-def test_names_that_somebody_has(tmp_path):
+def test_names_that_somebody_has():
+    pytest.importorskip('mmdet')
     before = start(RECIPE + """
     others = theirs()
     DETECTORS.register_module(module=ConvNeXt)

@@ -1,4 +1,5 @@
 """The repository's habits: its rules of style, and versions that agree."""
+import ast
 import re
 import subprocess
 import sys
@@ -28,3 +29,24 @@ def test_the_version_is_one():
     version = cmt_backbones.__version__
     assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == version
     assert re.findall(r'^## \[([\d.]+)\]', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[0] == version
+
+
+def takes_the_systems_encoding(call):
+    """Whether a call reads or writes text and does not say in which encoding; that of Windows is not UTF-8."""
+    name, of_path = getattr(call.func, 'attr', getattr(call.func, 'id', '')), isinstance(call.func, ast.Attribute)
+    if any(keyword.arg == 'encoding' for keyword in call.keywords) or ast.unparse(call.func) == 'Image.open':
+        return False
+    mode = [ast.unparse(value) for value in [*call.args[0 if of_path else 1:], *(k.value for k in call.keywords)]]
+    return name == 'read_text' and not call.args or name == 'write_text' and len(call.args) < 2 or \
+        name == 'open' and not any('b' in text for text in mode[:1])
+
+
+def test_text_files_are_utf8():
+    files = [*ROOT.glob('cmt_backbones/**/*.py'), *ROOT.glob('tools/*.py')]
+    files.remove(ROOT / 'tools/setup_env.py')  # of `make`, which Windows does not have
+    calls = [(path, node) for path in files for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+             if isinstance(node, ast.Call)]
+    assert [f'{path.name}:{call.lineno}' for path, call in calls if takes_the_systems_encoding(call)] == []
+    for text, expected in (('path.read_text()', True), ("open(name, 'rb')", False), ("open(name, 'w')", True),
+                           ("path.open('wb')", False), ("path.write_text(x, encoding='utf-8')", False)):
+        assert takes_the_systems_encoding(ast.parse(text).body[0].value) == expected

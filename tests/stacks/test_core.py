@@ -1,5 +1,6 @@
 """What has to work on every stack that is supported, with torch and mmengine alone: `make test-stacks`."""
 import argparse
+import inspect
 import os
 import signal
 import subprocess
@@ -61,6 +62,15 @@ def test_autocast(kind):
     for out, expected in zip(outs, exact):
         assert (out.float() - expected).norm() < .1 * expected.norm()
     assert all(g.isfinite().all() for g in found.values())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_compiler_may_look_at_it(kind):
+    x, backbone = torch.rand(1, 3, 64, 96), build(kind)
+    for training in (False, True):
+        backbone.train(training)
+        for out, expected in zip(torch.compile(backbone, backend='eager', dynamic=True)(x), backbone(x)):
+            assert torch.allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def saved(content, path, **options):
@@ -172,12 +182,26 @@ def assert_equal(one, other, place=''):
         assert one == other, place
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The last checkpoint of a run that was not stopped."""
+    folder = tmp_path_factory.mktemp('whole')
+    train(config(folder))
+    return folder / 'epoch_2.pth'
+
+
+def assert_same_run(one, other):
+    from cmt_backbones.openmmlab import load_from_disk
+    one, other = load_from_disk(str(one)), load_from_disk(str(other))
+    for key in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        assert_equal(one[key], other[key], key)
+
+
 @pytest.mark.parametrize('missing', ['', 'sigwaitinfo', 'pthread_sigmask'])
-def test_a_run_that_sigterm_stops_and_that_resumes(missing, tmp_path, monkeypatch):
+def test_a_run_that_sigterm_stops_and_that_resumes(missing, whole, tmp_path, monkeypatch):
     from cmt_backbones.openmmlab import load_from_disk
     if missing:  # as on macOS, as on Windows
         monkeypatch.delattr(signal, missing)
-    train(config(tmp_path / 'whole'))
     cfg = config(tmp_path / 'stopped')
     cfg.custom_hooks.append(dict(type='StopAt', iteration=5))
     with pytest.raises(SystemExit) as stopped:
@@ -185,10 +209,24 @@ def test_a_run_that_sigterm_stops_and_that_resumes(missing, tmp_path, monkeypatc
     assert stopped.value.code == 143
     assert load_from_disk(str(tmp_path / 'stopped/interrupted.pth'))['meta']['iter'] == 6
     train(config(tmp_path / 'stopped', resume=True))  # by mmengine's own reader
-    one, other = (load_from_disk(str(tmp_path / kind / 'epoch_2.pth')) for kind in ('whole', 'stopped'))
-    for key in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
-        assert_equal(one[key], other[key], key)
+    assert_same_run(whole, tmp_path / 'stopped/epoch_2.pth')
     assert [path.name for path in (tmp_path / 'stopped').glob('*.p*t*')] == ['epoch_2.pth']  # nor a .partial
+
+
+def test_a_runner_of_arguments(whole, tmp_path):
+    for epochs in (1, 2):
+        cfg = config(tmp_path, epochs, resume=epochs == 2)
+        runner = Runner(**{name: cfg[name] for name in inspect.signature(Runner).parameters if name in cfg})
+        assert not runner.cfg
+        runner.train()
+    assert_same_run(whole, tmp_path / 'epoch_2.pth')
+
+
+def test_weights_by_load_from(whole, tmp_path):
+    from cmt_backbones.openmmlab import load_from_disk
+    runner = Runner.from_cfg(config(tmp_path, load_from=str(whole)))
+    runner.load_or_resume()
+    assert_equal(runner.model.state_dict(), load_from_disk(str(whole))['state_dict'])
 
 
 def test_systems_without_file_locks_and_signals():
