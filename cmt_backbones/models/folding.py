@@ -91,7 +91,8 @@ class SequentialNormsFirst(NormsFirst, nn.Sequential):
     """Convolutions, GELUs and norms in turn; training keeps nothing of the GELUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv, _, norm in zip(*[iter(self)] * 3):
+        layers = list(self)  # of an iterator three times in one zip, torch 2.1's compiler makes another program
+        for conv, norm in zip(layers[::3], layers[2::3]):
             x = norm_of_gelu(conv(x), norm)
         return x
 

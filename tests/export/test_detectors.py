@@ -80,7 +80,7 @@ def test_any_size_and_number_of_images(retinanet, photo):
     model = build_model(read_config(retinanet.config), retinanet.weights)
     session = onnxruntime.InferenceSession(str(retinanet.file))
     assert session.get_inputs()[0].shape[1:] == [3, 'height', 'width']
-    for count, height, width in [(1, 64, 160), (2, 97, 65), (4, 128, 64)]:
+    for count, height, width in [(1, 64, 160), (2, 97, 65), (4, 128, 64), (1, 64, 64)]:  # the last is CMT's native one
         images = [drawn_scenes.scene(np.random.default_rng(i), height, width)[0] for i in range(count)]
         inputs = files.input_of(images, load(retinanet.file).info)
         outputs = session.run(None, {'images': inputs})
