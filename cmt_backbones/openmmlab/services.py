@@ -29,7 +29,7 @@ def log_to(cfg: Config, name: str) -> None:
         folder, server = Path(cfg.work_dir).resolve(), os.environ.get('MLFLOW_TRACKING_URI')
         options.update(exp_name=folder.name, tracking_uri=server or f'sqlite:///{folder}/mlflow.db',
                        artifact_location=None if server else (folder / 'mlflow').as_uri())
-    cfg.visualizer.setdefault('vis_backends', []).append(options)
+    cfg.visualizer.vis_backends = [*cfg.visualizer.get('vis_backends', []), options]
 
 
 class MLflow(MLflowVisBackend):

@@ -44,6 +44,15 @@ CONVNEXT_OPTIONS = dict(
 BACKBONES = [(CMT, CMT_OPTIONS), (ConvNeXt, CONVNEXT_OPTIONS)]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Arrays as small as these take more than twice as long on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def options(valid):
     """Any of the valid options, each of them left out at times, but never the small arch."""
     rest = {name: values for name, values in valid.items() if name != 'arch'}

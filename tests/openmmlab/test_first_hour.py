@@ -73,14 +73,15 @@ def test_what_is_logged_to_a_service_has_images(trained):
 def test_weights_and_biases(config, tmp_path, monkeypatch):
     pytest.importorskip('wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
-    tool.run('train', config, '--wandb', '--no-check', '--work-dir', tmp_path)
+    tool.run('train', config, '--wandb', '--no-check', '--work-dir', tmp_path, '--cfg-options', 'visualizer.name=wandb')
     assert [*tmp_path.glob('*/vis_data/wandb/offline-run-*/files/media/images/val_img_*.png')]
 
 
 def test_mlflow_without_a_server(config, tmp_path):
     mlflow = pytest.importorskip('mlflow')
-    for _ in range(2):  # each start is a run of its own
-        tool.run('train', config, '--mlflow', '--no-check', '--work-dir', tmp_path / 'small')
+    for number in range(2):  # each start is a run of its own
+        tool.run('train', config, '--mlflow', '--no-check', '--work-dir', tmp_path / 'small', '--cfg-options',
+                 f'visualizer.name=mlflow{number}')
     client = mlflow.MlflowClient(f'sqlite:///{tmp_path}/small/mlflow.db')
     for run in client.search_runs([client.get_experiment_by_name('small').experiment_id]):
         assert run.info.status == 'FINISHED' and run.data.metrics['loss'] > 0
