@@ -147,7 +147,8 @@ PROJECT = """
             if runner.iter:
                 for name, value in kept().items():
                     found = runner.message_hub.runtime_info.get(name)
-                    assert type(found) is type(value) and repr(found) == repr(value), (name, found)
+                    same = repr(found) == repr(value) or name == 'counts' and found == value  # mmengine drops it
+                    assert type(found) is type(value) and same, (name, found)
             for name, value in kept().items():
                 runner.message_hub.update_info(name, value, resumed=True)
 
@@ -163,7 +164,9 @@ PROJECT = """
     torch.save(runner.model, sys.argv[1] + '/whole.pth')
     assert type(CheckpointLoader.load_checkpoint(sys.argv[1] + '/whole.pth')) is Toy
     last = torch.load(sys.argv[1] + '/epoch_2.pth')
-    print(last.keys(), last['meta'].keys(), last['message_hub']['runtime_info'], last['state_dict'], last['optimizer'])
+    found = last['message_hub']['runtime_info']
+    print(last.keys(), last['meta'].keys(), found.keys(), [found[name] for name in kept()], last['state_dict'],
+          last['optimizer'])
 """
 
 

@@ -103,6 +103,7 @@ def test_a_missing_checkpoint():
 
 
 def test_configs_of_a_package_in_another_distribution(tmp_path, monkeypatch):
+    pytest.importorskip('mmseg')
     monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'a-distribution-that-is-not-there')
     (tmp_path / 'config.py').write_text("_base_ = 'mmseg::_base_/models/fcn_unet_s5-d16.py'")
     assert openmmlab.config_from_file(tmp_path / 'config.py').model.type == 'EncoderDecoder'
