@@ -59,7 +59,7 @@ def test_a_backbone_of_any_size(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize('checkpoint', ['ConvNeXt'], indirect=True)
 @torch.no_grad()
 def test_a_segmentor_of_any_size(checkpoint, tmp_path):
-    """On ConvNeXt, which is exported in a third of the time: test_detectors.py has CMT at any size."""
+    """On ConvNeXt: test_detectors.py has CMT at any size."""
     config, weights, model = checkpoint
     out = str(tmp_path / 'segmentor.onnx')
     tool.run('export_onnx', config, weights, '--out', out, '--dynamic', '--logits', '--shape', '64', '96')

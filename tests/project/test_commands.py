@@ -16,7 +16,7 @@ from cmt_backbones.openmmlab import load_from_disk
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/mmdet/retinanet_cmt_ti_1x.py'
-EPOCHS = 2
+EPOCHS = 3
 
 
 @pytest.fixture(scope='module')
