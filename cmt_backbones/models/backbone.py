@@ -12,7 +12,7 @@ from ..versions import is_compiling
 from ..weights import load_pretrained
 from .casting import call
 from .options import NUM_STAGES, check, check_out_indices, is_number, is_whole
-from .tracing import computes_plainly
+from .tracing import computes_plainly, recomputing
 
 
 class Backbone(BaseModule):
@@ -122,7 +122,7 @@ def recomputed(part: nn.Module, *inputs: Any) -> Tensor:
         return checkpoint(part, *inputs, use_reentrant=False)
     if not torch.is_grad_enabled() or computes_plainly():
         return part(*inputs)
-    return checkpoint(call, part, *inputs, use_reentrant=False,
+    return checkpoint(recomputing, call, part, *inputs, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), RunningStatisticsKept(part)))
 
 
