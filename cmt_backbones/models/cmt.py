@@ -4,6 +4,7 @@ Follows the paper and, where they differ, the official code (github.com/ggjy/CMT
 whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
 tokens (N, H W, C) are two views of one memory.
 """
+from functools import partial
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -209,17 +210,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Any) -> Tensor:
         height, width = x.shape[2:]
+        of_attention, of_ffn = self.drop_path.draw(x, 2)
         x = to_tokens(self.lpu(x))  # (N, H W, C)
         normalised = self.norm1(x)
         normalised = normalised.to(product_dtype(x))  # once, for queries, keys and values
-        x = self.drop_path(x, self.attn(normalised, (height, width), bias))
+        x = self.drop_path(x, self.attn(normalised, (height, width), bias), of_attention)
         x = to_map(x, height, width)
-        return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1, whole=self.training)
+        return by_bands(partial(self.transform, scale=of_ffn), x, self.ffn.expand.out_channels, halo=1,
+                        whole=self.training)
 
-    def transform(self, x: Tensor) -> Tensor:
-        """The feed-forward half."""
+    def transform(self, x: Tensor, scale: Optional[Tensor] = None) -> Tensor:
+        """The feed-forward half; by stochastic depth its branch has a scale."""
         normalised = to_map(self.norm2(to_tokens(x)), *x.shape[2:])
-        return self.drop_path(x, self.ffn(normalised))
+        return self.drop_path(x, self.ffn(normalised), scale)
 
 
 class LightweightAttention(nn.Module):

@@ -138,7 +138,6 @@ def test_detectors(base, name, training, amp):
     head.in_channels, head.feat_channels, head.stacked_convs = 16, 16, 1
     if 'roi_head' in cfg:
         head.pop('stacked_convs')
-    if 'roi_head' in cfg:
         for part in ('bbox_roi_extractor', 'mask_roi_extractor'):
             cfg.roi_head[part].out_channels = 16
         cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=16)
@@ -157,7 +156,8 @@ def test_detectors(base, name, training, amp):
         assert all(term.is_cuda and term.dtype == torch.float32 and term.shape == () for term in terms)
         if training:
             with torch.autocast('cuda', enabled=False):
-                grads = fake_gpu.gradients([sum(terms)], [p for p in model.parameters() if p.requires_grad])
+                grads = fake_gpu.gradients([sum(terms)], [*model.parameters()], allow_unused=True)
+            assert not [name for (name, _), grad in zip(model.named_parameters(), grads) if grad is None]
             assert all(grad.is_cuda and grad.dtype == torch.float32 for grad in grads)
     assert all(x.is_cuda and x.dtype == (amp or torch.float32) for maps in predicted for x in maps)
 
@@ -166,7 +166,8 @@ def dense_losses(head, scores, boxes):
     """Both terms of a level for targets that are given."""
     scores = scores.permute(0, 2, 3, 1).reshape(-1, head.cls_out_channels)
     boxes = boxes.permute(0, 2, 3, 1).reshape(-1, 4)
-    labels = torch.zeros(len(scores), dtype=torch.long, device='cuda')
+    # Of one class: in the shape of the scores, else mmdet would look for those that are not background.
+    labels = torch.zeros(scores.shape[:1 + (scores.shape[1] == 1)], dtype=torch.long, device='cuda')
     return head.loss_cls(scores, labels), head.loss_bbox(boxes.float(), torch.zeros_like(boxes, dtype=torch.float32))
 
 
