@@ -56,9 +56,10 @@ def gradients(outs, inputs, grad_outputs=None, allow_unused=False):
             given = [arrived[node].get(i) for i in range(len(node._input_metadata))]
             results = node.apply(*given) if isinstance(node, BackwardCFunction) else node(*given)
             results = results if isinstance(results, tuple) else (results, )
-            others = len(results) - len(node.next_functions)  # inputs that are no tensors: ours come first
-            assert not any(isinstance(result, torch.Tensor) for result in results[:others])
-            results = results[others:]
+            # Inputs that are no tensors lead nowhere: in our functions they come first, in mmcv's last.
+            others = len(results) - len(node.next_functions)
+            last = any(isinstance(result, torch.Tensor) for result in results[:others])
+            results = results[:len(results) - others] if last else results[others:]
             for (after, place), grad in zip(node.next_functions, results):
                 if after is not None and grad is not None:
                     add(after, place, grad)
