@@ -84,5 +84,5 @@ demo-seg: large-shapes
 	@echo "==> $(DEMO)/segmentation_curves.png: loss and mIoU"
 	@echo "==> $(DEMO)/segmentation_report.html: the run on one page, for a browser"
 
-gpu-report: shapes
+gpu-report: setup
 	$(PY) tools/gpu_report.py work_dirs/gpu

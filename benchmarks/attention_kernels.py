@@ -47,7 +47,7 @@ def ways(bias, q, k, v, train):
             out[f'wider heads, narrow v, {name}'] = by(kernel, of(NarrowValues))
     out['making the mask'] = lambda: (factors.query @ factors.key.T)[None].to(q.dtype)
     out['wider heads, little kept'] = of(Flash)
-    if not q.is_cuda:
+    if not q.is_cuda and q.dtype == torch.float32:
         out['by queries'] = of(Queries)
     return out
 

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import torch
 
-from cmt_backbones.analysis.gpu_report import report
+from cmt_backbones.analysis.gpu_report import parts, report
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path, help='where gpu_report.md and its plots go')
+    parser.add_argument('--rehearse', action='store_true',
+                        help='run the same commands on a CPU, with small models and images: numbers mean nothing')
     args = parser.parse_args(argv)
-    if not torch.cuda.is_available():
+    if not (args.rehearse or torch.cuda.is_available()):
         raise SystemExit('PyTorch finds no GPU: run this where `python -c "import torch; print(torch.cuda.'
                          'is_available())"` prints True')
-    print(f'==> {report(args.folder)}')
+    print(f'==> {report(args.folder, parts(args.folder, args.rehearse))}')
 
 
 if __name__ == '__main__':

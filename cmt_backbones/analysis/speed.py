@@ -19,12 +19,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..openmmlab.options import tf32
 from .flops import count
 from .named_models import build, images, work
 
 HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'  # PyTorch's switch: its large arrays on CPUs lie in huge pages
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 Shape = Tuple[int, int]
+
+
+SIDES = dict(cpu=2048, cuda=8192)  # of the matrices whose product is timed
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def measure(models: Sequence[str], shapes: Sequence[Shape], conditions: Conditio
     runs = {}
     for i, case in enumerate(tqdm(cases, desc='building, warming up', unit='model')):
         runs[i] = prepare(case['name'], case['shape'], conditions)
-        out = runs[i]()
+        with tf32(False):
+            out = runs[i]()
         if i % len(models) == 0:
             reference = out
         elif same_weights(case['name'], models[0]) and not conditions.train:
@@ -76,7 +81,8 @@ def measure(models: Sequence[str], shapes: Sequence[Shape], conditions: Conditio
     times = {i: [] for i in [*runs, *rates]}
     for _ in tqdm(range(conditions.repeats), desc='measuring, in turns', unit='round'):
         for i, run in {**runs, **rates}.items():
-            times[i].append(timed(run, device))
+            with tf32(True):  # as tools/train.py and tools/test.py compute
+                times[i].append(timed(run, device))
     for i, case in enumerate(cases):
         median = statistics.median(times[i])
         case.update(seconds=times[i], median=median, images_per_second=conditions.batch / median)
@@ -108,7 +114,7 @@ def products(device: torch.device, dtype: torch.dtype) -> Tuple[int, Dict[str, C
 
     On CPUs oneDNN's kernels differ from MKL's.
     """
-    n = 8192 if device.type == 'cuda' else 2048
+    n = SIDES[device.type]
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)
     pixels, weight = a[None, None].permute(0, 3, 1, 2), b[..., None, None]
     flop = 2 * n**3
@@ -135,18 +141,24 @@ def prepare(spec: str, shape: Shape, conditions: Conditions) -> Callable[[], Any
 def peak_memory(spec: str, shape: Shape, conditions: Conditions) -> float:
     """GB that the work takes at most, above those of the loaded model and libraries."""
     torch.set_num_threads(conditions.threads)
-    if conditions.device == 'cuda':
-        run = prepare(spec, shape, conditions)
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e9
-    prepare(spec, (64, 64), conditions)()  # loads what is loaded on first use
+    device, runs = torch.device(conditions.device), 1
+    if device.type == 'cpu':
+        prepare(spec, (64, 64), conditions)()  # loads what is loaded on first use
+        runs = 3  # malloc leaves gaps, so that later runs take more than the first
     run = prepare(spec, shape, conditions)
-    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')  # the peak starts from here
-    before = status('VmRSS')
-    for _ in range(3):  # malloc leaves gaps, so that later runs take more than the first
+    before, peak = start_of_peak(device)
+    for _ in range(runs):
         run()
-    return max(status('VmHWM') - before, 0) / 1e6  # the kernel counts pages late: a small peak can lie below
+    return max(peak() - before, 0.)  # the kernel counts pages late: a small peak can lie below
+
+
+def start_of_peak(device: torch.device) -> Tuple[float, Callable[[], float]]:
+    """GB in use, of a GPU's memory or of this process, and a callable that tells the most from now on."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 1e9, lambda: torch.cuda.max_memory_allocated() / 1e9
+    Path('/proc/self/clear_refs').write_text('5', encoding='utf-8')
+    return status('VmRSS') / 1e6, lambda: status('VmHWM') / 1e6
 
 
 def status(field: str) -> int:

@@ -12,7 +12,7 @@ from ..versions import is_compiling
 from ..weights import load_pretrained
 from .casting import call
 from .options import NUM_STAGES, check, check_out_indices, is_number, is_whole
-from .tracing import computes_plainly
+from .tracing import computes_plainly, recomputing
 
 
 class Backbone(BaseModule):
@@ -122,7 +122,7 @@ def recomputed(part: nn.Module, *inputs: Any) -> Tensor:
         return checkpoint(part, *inputs, use_reentrant=False)
     if not torch.is_grad_enabled() or computes_plainly():
         return part(*inputs)
-    return checkpoint(call, part, *inputs, use_reentrant=False,
+    return checkpoint(recomputing, call, part, *inputs, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), RunningStatisticsKept(part)))
 
 
@@ -153,16 +153,24 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, shortcut: Tensor, x: Tensor) -> Tensor:
+    def draw(self, x: Tensor, times: int = 1) -> Sequence[Optional[Tensor]]:
+        """What so many branches are multiplied by, each a (N, ) for the samples of x; None where all stay."""
         if not self.training or self.rate == 0:
+            return (None, ) * times
+        keep, dtype = 1 - self.rate, torch.promote_types(x.dtype, torch.float32)
+        return x.new_empty((times, len(x)), dtype=dtype).bernoulli_(keep).div_(keep).unbind()
+
+    def forward(self, shortcut: Tensor, x: Tensor, scale: Optional[Tensor] = None) -> Tensor:
+        """``shortcut + scale * x``, by a scale of :meth:`draw` or a new one."""
+        scale = self.draw(shortcut)[0] if scale is None else scale
+        if scale is None:
             return shortcut + x
-        keep = 1 - self.rate
-        kept = shortcut.new_empty((len(x), ) + (1, ) * (x.dim() - 1)).bernoulli_(keep)
+        scale = scale.view(-1, *(1, ) * (x.dim() - 1))
         if shortcut.dtype == x.dtype:
-            return torch.addcmul(shortcut, x, kept, value=1 / keep)  # a pass over x less
+            return torch.addcmul(shortcut, x, scale.to(x.dtype))  # a pass over x less
         if computes_plainly():
-            return shortcut + x * kept.div(keep)
-        return ScaledSum.apply(shortcut, x, kept.div(keep))
+            return shortcut + x * scale
+        return ScaledSum.apply(shortcut, x, scale)
 
     def extra_repr(self) -> str:
         return f'{self.rate:.3f}'

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..weights import StateDict, WeightsNotFound, convert, depths, fit, read_checkpoint, resize_table, tensors_of
 from . import folding
-from .cmt import ARCHS, CMT, IRFFN, STRIDES, init_module
+from .cmt import ARCHS, CMT, STRIDES, init_module
 from .options import choose_arch
 
 HEAD_WIDTH = 1280
@@ -122,9 +122,6 @@ class CMTClassifier(CMT):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.with_cp = enable
-        for module in self.modules():
-            if isinstance(module, IRFFN):  # which then recomputes nothing within what is recomputed
-                module.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> Dict[str, object]:
         """For timm: each block is a layer, or with `coarse` each stage; what feeds a block is with it."""

@@ -4,6 +4,7 @@ Follows the paper and, where they differ, the official code (github.com/ggjy/CMT
 whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
 tokens (N, H W, C) are two views of one memory.
 """
+from functools import partial
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -15,7 +16,7 @@ from ..registration import register
 from . import folding
 from .attention import attention, prepare_bias
 from .backbone import Backbone, DropPath, drop_path_rates
-from .casting import Conv2d
+from .casting import Conv2d, plus_depthwise
 from .cpu import Linear, by_bands
 from .irffn import between_products
 from .layer_numbers import cmt_layer_of, cmt_num_layers
@@ -92,7 +93,7 @@ class CMT(Backbone):
             grid = self.arch['pretrain_img_size'] // STRIDES[i]
             self.stages.append(
                 Stage(channels, self.embed_dims[i], rates[i], NUM_HEADS[i], REDUCTIONS[i],
-                      self.arch['mlp_ratio'], grid, bias_interpolation, norm_cfg, with_cp))
+                      self.arch['mlp_ratio'], grid, bias_interpolation, norm_cfg))
             channels = self.embed_dims[i]
         self.apply(init_module)
         self.freeze()
@@ -165,7 +166,7 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, rates: Sequence[float], num_heads: int,
                  reduction: int, mlp_ratio: float, native_grid: int, bias_interpolation: str,
-                 norm_cfg: Mapping, with_cp: bool) -> None:
+                 norm_cfg: Mapping) -> None:
         super().__init__()
         self.reduction, self.head_width = reduction, channels // num_heads
         self.patch_aggregation = nn.Conv2d(in_channels, channels, 2, stride=2)
@@ -173,7 +174,7 @@ class Stage(nn.Module):
         self.relative_bias = RelativeBias(num_heads, (native_grid, ) * 2,
                                           (native_grid // reduction, ) * 2, bias_interpolation)
         self.blocks = nn.ModuleList(
-            Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg, with_cp) for rate in rates)
+            Block(channels, num_heads, reduction, mlp_ratio, rate, norm_cfg) for rate in rates)
 
     def forward(self, x: Tensor, run_part: Callable[..., Tensor]) -> Tensor:
         x = self.patch_aggregation(x)
@@ -198,28 +199,30 @@ class Block(nn.Module):
     """Local perception unit, lightweight attention, inverted residual FFN (section 3.2)."""
 
     def __init__(self, channels: int, num_heads: int, reduction: int, mlp_ratio: float,
-                 drop_path_rate: float, norm_cfg: Mapping, with_cp: bool) -> None:
+                 drop_path_rate: float, norm_cfg: Mapping) -> None:
         super().__init__()
         self.lpu = ShortcutDepthwise(channels)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = LightweightAttention(channels, num_heads, reduction, norm_cfg)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg, with_cp)
+        self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, bias: Any) -> Tensor:
         height, width = x.shape[2:]
+        of_attention, of_ffn = self.drop_path.draw(x, 2)
         x = to_tokens(self.lpu(x))  # (N, H W, C)
         normalised = self.norm1(x)
         normalised = normalised.to(product_dtype(x))  # once, for queries, keys and values
-        x = self.drop_path(x, self.attn(normalised, (height, width), bias))
+        x = self.drop_path(x, self.attn(normalised, (height, width), bias), of_attention)
         x = to_map(x, height, width)
-        return by_bands(self.transform, x, self.ffn.expand.out_channels, halo=1, whole=self.training)
+        return by_bands(partial(self.transform, scale=of_ffn), x, self.ffn.expand.out_channels, halo=1,
+                        whole=self.training)
 
-    def transform(self, x: Tensor) -> Tensor:
-        """The feed-forward half."""
+    def transform(self, x: Tensor, scale: Optional[Tensor] = None) -> Tensor:
+        """The feed-forward half; by stochastic depth its branch has a scale."""
         normalised = to_map(self.norm2(to_tokens(x)), *x.shape[2:])
-        return self.drop_path(x, self.ffn(normalised))
+        return self.drop_path(x, self.ffn(normalised), scale)
 
 
 class LightweightAttention(nn.Module):
@@ -251,9 +254,8 @@ class IRFFN(folding.NormsFirst):
     """Inverted residual FFN: expand, a depthwise convolution with its own shortcut, project."""
     norms_behind_gelu = ('norm1', 'norm2')
 
-    def __init__(self, channels: int, hidden: int, norm_cfg: Mapping, with_cp: bool) -> None:
+    def __init__(self, channels: int, hidden: int, norm_cfg: Mapping) -> None:
         super().__init__()
-        self.with_cp = with_cp
         self.expand = Conv2d(channels, hidden, 1)
         self.norm1 = batch_norm(hidden, norm_cfg)
         self.dwconv = ShortcutDepthwise(hidden)
@@ -262,9 +264,7 @@ class IRFFN(folding.NormsFirst):
         self.norm3 = batch_norm(channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        recompute = not (self.with_cp and self.training)  # else the whole block is, once
-        return self.norm3(between_products(self.expand(x), self.norm1, self.dwconv, self.norm2, self.project,
-                                           recompute))
+        return self.norm3(between_products(self.expand(x), self.norm1, self.dwconv, self.norm2, self.project))
 
     def fold(self) -> None:
         self.dwconv.fold()
@@ -281,8 +281,7 @@ class ShortcutDepthwise(Conv2d):
         self.shortcut = True
 
     def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x)
-        return x + out if self.shortcut else out
+        return plus_depthwise(x, *self.weights()) if self.shortcut else super().forward(x)
 
     def whole_weight(self) -> Tensor:
         """The kernels (C, 1, 3, 3) with the shortcut in them, 1 more at the centre: a pass over x less."""

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .casting import cast
+from .casting import cast, convolution_backward
 from .kept_norm import KeptNorm, count_batch, may_keep_less
 from .tracing import differentiable_gradients
 
 
 def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.Module,
-                     project: nn.Conv2d, recompute: bool = True) -> Tensor:
+                     project: nn.Conv2d) -> Tensor:
     """``project(norm2(gelu(dwconv(norm1(gelu(x))))))``.
 
     Args:
@@ -27,13 +27,12 @@ def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.M
         dwconv (ShortcutDepthwise): A depthwise 3x3 convolution that knows whether it has a shortcut around it.
         norm2 (nn.Module): As norm1, or what a fold left of it.
         project (nn.Conv2d): 1x1, from hidden to C.
-        recompute (bool): Whether to keep little where a gradient is wanted.
 
     Returns:
         Tensor: (N, C, H, W).
     """
     layers = norm1, dwconv, norm2, project
-    if not (recompute and may_keep_less(x, layers, (norm1, norm2))):
+    if not may_keep_less(x, layers, (norm1, norm2)):
         x = F.conv2d(norm1(F.gelu(x)), dwconv.whole_weight(), dwconv.bias, padding=1, groups=dwconv.groups)
         return project(norm2(F.gelu(x)))
     count_batch(norm1, norm2)
@@ -91,7 +90,7 @@ class BetweenProducts(torch.autograd.Function):
         grad, *of_norm1 = norm1.backward(grad, activated1, scale1, needs[:2], kept1)
         del activated1
         grad = torch.ops.aten.gelu_backward(grad, x) if needs_x else None
-        of_dwconv = cast(of_dwconv, parameters[2].dtype)
+        *of_dwconv, of_bias = cast([*of_dwconv, of_bias], parameters[2].dtype)
         return (None, None, grad, *of_norm1, *of_dwconv, *of_norm2, of_weight, of_bias)
 
 
@@ -105,10 +104,3 @@ def differentiable(norms: Sequence[KeptNorm], shortcut: bool, kept: Sequence[tup
     y = F.gelu(y + mixed if shortcut else mixed)
     out = F.conv2d(norms[1].plain(y, scale2, offset2, kept[1]), weight, bias)
     return differentiable_gradients(out, inputs, needs, grad)
-
-
-def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: int = 0,
-                         groups: int = 1) -> Tuple[Tensor, Tensor, Tensor]:
-    """The gradients of input, weight and bias of a convolution with stride 1."""
-    return torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], [1, 1], [padding] * 2, [1, 1],
-                                               False, [0, 0], groups, [True] * 3)

@@ -8,16 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as SynchronisedNorm
 
-from .tracing import computes_plainly, differentiable_gradients
+from .tracing import computes_plainly, differentiable_gradients, is_recomputed
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def may_keep_less(x: Tensor, layers: Sequence[nn.Module], norms: Sequence[nn.Module]) -> bool:
-    """Whether a gradient of x or of layers is wanted, and norms and whoever looks on let it be computed by hand."""
+    """Whether a gradient of x or of layers is wanted, and norms and whoever looks on let it be computed by hand.
+
+    Not within a part that is computed again as a whole: that keeps nothing of it.
+    """
     wanted = torch.is_grad_enabled() and (
         x.requires_grad or any(p.requires_grad for layer in layers for p in layer.parameters()))
-    return wanted and not computes_plainly() and all(type(norm) in NORMS for norm in norms)
+    return wanted and not computes_plainly() and not is_recomputed() and all(type(norm) in NORMS for norm in norms)
 
 
 def norm_of_gelu(x: Tensor, norm: nn.Module) -> Tensor:

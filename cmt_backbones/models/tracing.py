@@ -1,11 +1,13 @@
 """Who is looking at the computation: a compiler, a function transform, autocast."""
-from typing import Optional, Sequence, Tuple
+from contextvars import ContextVar
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from ..versions import is_compiling
 
+RECOMPUTED = ContextVar('RECOMPUTED', default=False)
 BY_DEVICE = hasattr(torch, 'get_autocast_dtype')  # from PyTorch 2.4 on
 
 
@@ -21,6 +23,20 @@ def computes_plainly() -> bool:
 def is_transformed() -> bool:
     """Whether ``torch.func`` is at work: ``grad``, ``vjp``, ``vmap``, ``jvp``."""
     return not is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def recomputing(function: Callable, *inputs: Any) -> Any:
+    """``function(*inputs)``, for a checkpoint, which calls it in the backward pass too: what is within learns of it."""
+    token = RECOMPUTED.set(True)
+    try:
+        return function(*inputs)
+    finally:
+        RECOMPUTED.reset(token)
+
+
+def is_recomputed() -> bool:
+    """Whether all that is computed now will be again, from the input of a checkpoint."""
+    return RECOMPUTED.get()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

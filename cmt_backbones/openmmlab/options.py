@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 import mmengine
 import torch
@@ -16,9 +16,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
+from torch import nn
 
 from ..models.backbone import switch_to_deploy
 from ..registration import register
@@ -76,14 +78,45 @@ def use_tf32(wanted: bool) -> None:
     torch.backends.cudnn.allow_tf32 = wanted
 
 
+@contextmanager
+def tf32(wanted: bool) -> Iterator[None]:
+    """:func:`use_tf32` for a while: comparisons are made without."""
+    precision, allowed = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    use_tf32(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def use_amp(cfg: Config, dtype: str) -> None:
-    """Makes a config train in mixed precision, ``'bf16'`` or ``'fp16'``."""
-    if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise SystemExit(f'--amp works with an OptimWrapper, and the config has {cfg.optim_wrapper.type}')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.dtype = dict(bf16='bfloat16', fp16='float16')[dtype]
+    """Makes a config train in mixed precision, ``'bf16'`` or ``'fp16'``; without a GPU in bf16 alone."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise SystemExit(f'--amp works with an OptimWrapper, and the config has {wrapper.type}')
+    wrapper.dtype = dict(bf16='bfloat16', fp16='float16')[dtype]
+    if dtype == 'bf16' and not torch.cuda.is_available():
+        wrapper.type = 'cmt_backbones.openmmlab.CPUAmpOptimWrapper'
+        for key in ('loss_scale', 'use_fsdp'):
+            wrapper.pop(key, None)
+        return
+    wrapper.type = 'AmpOptimWrapper'
     # The exponents of bf16 are those of float32: no gradient is lost that a scale would save.
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
+    wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
+
+
+class CPUAmpOptimWrapper(OptimWrapper):
+    """Training by autocast on a CPU, where mmengine's AmpOptimWrapper asserts a GPU; in bf16, without a scale."""
+
+    def __init__(self, dtype: str = 'bfloat16', **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cast_dtype = getattr(torch, dtype)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), torch.autocast('cpu', self.cast_dtype):
+            yield
 
 
 @contextmanager
@@ -100,9 +133,9 @@ def one_line_errors(command: str) -> Iterator[None]:
 def fit_to_device(cfg: Config) -> Optional[str]:
     """Lets a recipe of mixed precision train where there is no GPU, and tells how.
 
-    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible and was slower than float32
-    for both backbones: a step of RetinaNet with ConvNeXt-T takes 1.3 times as long on a processor with
-    avx512_bf16 (docs/training.md). So it is float32.
+    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible (:func:`use_amp`) and was slower
+    than float32 for both backbones: a step of RetinaNet with ConvNeXt-T takes 1.3 times as long on a processor
+    with avx512_bf16 (docs/training.md). So a recipe of mixed precision is trained in float32.
     """
     if torch.cuda.is_available() or cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
         return None

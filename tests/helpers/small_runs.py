@@ -27,7 +27,7 @@ def draw(folder, images=9, val=3):
 
 
 @OPTIM_WRAPPERS.register_module(force=True)
-class CPUAmpOptimWrapper(AmpOptimWrapper):
+class ScaledCPUAmpOptimWrapper(AmpOptimWrapper):
     """mmengine's AMP with a scaler for CPUs; its own is for GPUs alone. The scale changes every 2 steps."""
 
     def __init__(self, **kwargs):
@@ -49,7 +49,7 @@ def base(config, scenes, work_dir):
     cfg.merge_from_dict(dict(
         model=dict(backbone=dict(drop_path_rate=.3, norm_eval=True)), log_level='WARNING',
         env_cfg=dict(mp_cfg=dict(mp_start_method='fork')), randomness=dict(seed=3),
-        optim_wrapper=dict(type='CPUAmpOptimWrapper')))
+        optim_wrapper=dict(type='ScaledCPUAmpOptimWrapper')))
     cfg.model.backbone.arch = ARCH
     cfg.custom_hooks.append(dict(type='EMAHook', momentum=.1))
     for split in ('train', 'val', 'test'):

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden_numbers
 from cmt_backbones import CMT
-from cmt_backbones.models import attention
+from cmt_backbones.models import attention, irffn, kept_norm
+from cmt_backbones.models.tracing import is_recomputed
 from cmt_backbones.weights import convert
 from layouts import official_cmt
 
@@ -204,6 +205,19 @@ def test_checkpointing_computes_the_stem_again():
     with Convolutions() as computed:
         out.sum().backward()
     assert computed.kernels[-3:] == [(4, 3, 3, 3), (4, 4, 3, 3), (4, 4, 3, 3)]
+
+
+def test_nothing_is_kept_by_hand_within_what_is_computed_again(monkeypatch):
+    calls = []
+    for function in (irffn.BetweenProducts, kept_norm.NormOfGELU):
+        apply = function.apply
+        monkeypatch.setattr(function, 'apply', lambda *args, apply=apply: calls.append(args) or apply(*args))
+    for with_cp, expected in ((False, 3 + 5), (True, 0)):
+        calls.clear()
+        outs = small(with_cp=with_cp).train()(torch.randn(2, 3, 64, 64))
+        sum(out.sum() for out in outs).backward()
+        assert len(calls) == expected
+    assert not is_recomputed()
 
 
 def test_norm_options():
