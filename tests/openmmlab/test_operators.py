@@ -199,7 +199,7 @@ def test_a_gpu_that_the_operators_cannot_use_ends_the_run_at_once(monkeypatch):
     assert torch.ops.torchvision._cuda_version() > 0
     operators.check_device()
     monkeypatch.setattr(extension, 'get_compiling_cuda_version', lambda: 'not available')
-    args = SimpleNamespace(config=str(tool.ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py'))
+    args = SimpleNamespace(config=str(tool.ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py'), cfg_options=None)
     with pytest.raises(SystemExit, match='there is a GPU, and this torchvision is without CUDA.*`make setup`') as ended:
         load_config(args)
     assert '\n' not in str(ended.value)
