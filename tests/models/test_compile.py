@@ -12,6 +12,7 @@ CMT_ARCH = dict(stem_channels=4, embed_dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)
 CONVNEXT_ARCH = dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), use_grn=False)
 
 
+@pytest.mark.timeout(1200)  # the compiler's own time, on slow processors minutes
 @pytest.mark.parametrize('family, arch, with_cp', [
     (CMT, CMT_ARCH, True),
     (ConvNeXt, CONVNEXT_ARCH, False),
