@@ -110,7 +110,8 @@ def report(folder: Path, chosen: Optional[Sequence[Part]] = None) -> Path:
         said = run(part) if cards >= part.cards else f'left out: it needs {part.cards} GPU(s), and there are {cards}'
         lines += [said, '', f'{time.monotonic() - start:.0f} s', '']
         page.write_text('\n'.join(lines), encoding='utf-8')
-        print(f'{part.title}: {"**" in said and said.splitlines()[0] or "done"}, {lines[-2]}', flush=True)
+        outcome = said.splitlines()[0] if '**' in said else 'done'
+        print(f'{part.title}: {outcome}, {lines[-2]}', flush=True)
     lines += [f'![{plot.stem}]({plot.name})' for plot in sorted(folder.glob('*.png'))]
     page.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     return page

@@ -25,10 +25,8 @@ from .named_models import build, images, work
 
 HUGE_PAGES = 'THP_MEM_ALLOC_ENABLE'  # PyTorch's switch: its large arrays on CPUs lie in huge pages
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-Shape = Tuple[int, int]
-
-
 SIDES = dict(cpu=2048, cuda=8192)  # of the matrices whose product is timed
+Shape = Tuple[int, int]
 
 
 @dataclass(frozen=True)
