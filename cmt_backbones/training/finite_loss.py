@@ -64,7 +64,7 @@ class FiniteLossHook(Hook):
 
     def describe(self, terms: dict) -> str:
         parts = {name: term if isinstance(term, Sequence) else [term] for name, term in terms.items()}
-        values = {name: float(sum(part.mean() for part in term)) for name, term in parts.items()}
+        values = {name: float(sum(part.detach().mean() for part in term)) for name, term in parts.items()}
         samples = self.batch.get('data_samples', []) if isinstance(self.batch, dict) else []
         images = [str(sample.metainfo.get('img_path')) for sample in samples]
         return (f'process {get_rank()} has '
