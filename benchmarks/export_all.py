@@ -34,8 +34,8 @@ SPREAD = dict(retina_cls=2., rpn_cls=2., fc_cls=2., retina_reg=.3, rpn_reg=.3, f
 SIZES = ['_v2_', '_atto', '_ti_', '_t_', '_xs_', '_s_', '_b_', '_l_', '_xl_']
 
 
-def random_model(config: Path, shape: tuple[int, int]) -> nn.Module:
-    """The model of a config with weights that find something in images of a size, folded as the command folds it."""
+def random_model(config: Path, shape: tuple[int, int], deploy: bool = True) -> nn.Module:
+    """The model of a config with weights that find something in images of a size, folded as the command folds it unless told otherwise."""
     torch.manual_seed(0)
     cfg = read_config(config, {'model.backbone.init_cfg': None})
     if 'rpn' in cfg.model.get('test_cfg', {}):
@@ -54,7 +54,8 @@ def random_model(config: Path, shape: tuple[int, int]) -> nn.Module:
         verify.predicted(model, files.images_of((), shape, 1))
         for hook in hooks:
             hook.remove()
-    switch_to_deploy(model)
+    if deploy:
+        switch_to_deploy(model)
     return model
 
 

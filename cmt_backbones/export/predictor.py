@@ -195,14 +195,14 @@ def start_onnxruntime(path: str, threads: int) -> Tuple[Any, Dict[str, str]]:
     return lambda images: session.run(None, {name: images}), session.get_modelmeta().custom_metadata_map
 
 
-def start_openvino(path: str, threads: int) -> Tuple[Any, Dict[str, str]]:
-    """The same by OpenVINO, on a CPU in float32."""
+def start_openvino(path: str, threads: int, precision: str = 'f32') -> Tuple[Any, Dict[str, str]]:
+    """The same by OpenVINO, on a CPU."""
     import openvino
     model = openvino.Core().read_model(path)
     metadata = {}
     if model.has_rt_info(['framework']):
         metadata = {key: str(value) for key, value in model.get_rt_info(['framework']).value.items()}
-    config = dict(INFERENCE_PRECISION_HINT='f32', **(dict(INFERENCE_NUM_THREADS=threads) if threads else {}))
+    config = dict(INFERENCE_PRECISION_HINT=precision, **(dict(INFERENCE_NUM_THREADS=threads) if threads else {}))
     compiled = openvino.Core().compile_model(model, 'CPU', config)
     return lambda images: [np.array(out) for out in compiled(images).values()], metadata
 
