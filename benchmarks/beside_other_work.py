@@ -2,8 +2,8 @@
 
     python benchmarks/beside_other_work.py > benchmarks/beside_other_work.md
 
-Each row is a run of `tools/benchmark.py`, once alone and once while another process multiplies matrices with a thread on
-each core. PyTorch divides every operator among its threads and waits for the last one; by default a thread that waits
+Each row is measured by `tools/benchmark.py`, alone and while another process multiplies matrices with a thread on each
+core. PyTorch divides every operator among its threads and waits for the last one; by default a thread that waits
 keeps its core busy, for the very thread that it waits for. `OMP_WAIT_POLICY=PASSIVE` lets it sleep.
 """
 import argparse
@@ -47,8 +47,8 @@ def other_work(cores: int):
 def seconds(models: list, threads: int, policy: str, shape: str, repeats: int) -> dict:
     """The median of each model, by its name, and the processor."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, 'tools/benchmark.py', *models, '--shapes', shape, '--device', 'cpu', '--threads',
-                        str(threads), '--repeats', str(repeats), '--no-memory', '--out', f'{folder}/run'],
+        subprocess.run([sys.executable, 'tools/benchmark.py', *models, '--shapes', shape, '--device', 'cpu',
+                        '--threads', str(threads), '--repeats', str(repeats), '--no-memory', '--out', f'{folder}/run'],
                        cwd=ROOT, env=with_policy(policy), check=True, stdout=subprocess.DEVNULL)
         return json.loads(Path(folder, 'run.json').read_text())
 
@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument('--threads', type=int, nargs='+', default=[1, os.cpu_count()])
     parser.add_argument('--repeats', type=int, default=3)
     args = parser.parse_args()
-    print(f'{__doc__}\n| model | threads | OMP_WAIT_POLICY | alone, s | beside, s | times as long |\n|---|---|---|---|---|---|')
+    print(f'{__doc__}\n| model | threads | OMP_WAIT_POLICY | alone, s | beside, s | times as long |')
+    print('|---|---|---|---|---|---|')
     for threads in args.threads:
         for policy in ('', 'PASSIVE') if threads > 1 else ('', ):
             alone = seconds(args.models, threads, policy, args.shape, args.repeats)
@@ -68,7 +69,8 @@ def main() -> None:
                 beside = seconds(args.models, threads, policy, args.shape, args.repeats)
             for case, other in zip(alone['cases'], beside['cases']):
                 a, b = case['median'], other['median']
-                print(f'| {case["name"]} | {threads} | {policy or "(none)"} | {a:.2f} | {b:.2f} | {b / a:.1f} |', flush=True)
+                print(f'| {case["name"]} | {threads} | {policy or "(none)"} | {a:.2f} | {b:.2f} | {b / a:.1f} |',
+                      flush=True)
     env = alone['environment']
     print(f'\n{args.shape}, one image, medians of {args.repeats} turns; {env["device"]}, {os.cpu_count()} cores, '
           f'torch {env["torch"]}.')

@@ -35,7 +35,7 @@ SIZES = ['_v2_', '_atto', '_ti_', '_t_', '_xs_', '_s_', '_b_', '_l_', '_xl_']
 
 
 def random_model(config: Path, shape: tuple[int, int], deploy: bool = True) -> nn.Module:
-    """The model of a config with weights that find something in images of a size, folded as the command folds it unless told otherwise."""
+    """The model of a config with weights that find something in images of a size, folded as the command does."""
     torch.manual_seed(0)
     cfg = read_config(config, {'model.backbone.init_cfg': None})
     if 'rpn' in cfg.model.get('test_cfg', {}):

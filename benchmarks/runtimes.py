@@ -2,7 +2,7 @@
 
     python benchmarks/runtimes.py --photos data/bccd/images > benchmarks/runtimes.md
 
-One image of 800x1280, random weights that give detectors something to find, a thread for each core. Each way runs in a
+One image, random weights that give detectors something to find, a thread for each core. Each way runs in a
 process of its own, one after the other, so the machine should have nothing else to do. Memory is the most that the
 process had, with its libraries. Files of int8 have all their layers in int8, with ranges found on the photos; bf16 is
 by autocast in PyTorch, and OpenVINO's own choice in OpenVINO.
@@ -26,7 +26,6 @@ from cmt_backbones.analysis.speed import status
 from cmt_backbones.export import files, predictor
 from cmt_backbones.export.quantization import quantise
 
-SHAPE = (800, 1280)
 CONFIGS = {'CMT-S': 'retinanet_cmt_s_1x', 'ConvNeXt-T': 'retinanet_convnext_t_1x'}
 MODELS = [*CONFIGS, *(f'RetinaNet, {name}' for name in CONFIGS)]
 WAYS = ['as built', 'deployed', 'compiled', 'timm', 'onnxruntime', 'OpenVINO', 'as built, bf16', 'OpenVINO, bf16',
@@ -34,8 +33,8 @@ WAYS = ['as built', 'deployed', 'compiled', 'timm', 'onnxruntime', 'OpenVINO', '
 say = partial(print, file=sys.stderr, flush=True)
 
 
-def model_of(name: str, deploy: bool = True) -> torch.nn.Module:
-    return random_model(ROOT / f'configs/mmdet/{CONFIGS[name.split(", ")[-1]]}.py', SHAPE, deploy)
+def model_of(name: str, shape: tuple[int, int], deploy: bool = True) -> torch.nn.Module:
+    return random_model(ROOT / f'configs/mmdet/{CONFIGS[name.split(", ")[-1]]}.py', shape, deploy)
 
 
 def there_is(name: str, way: str) -> bool:
@@ -45,33 +44,32 @@ def there_is(name: str, way: str) -> bool:
     return name.startswith('RetinaNet') if way.endswith('int8') else True
 
 
-def export(name: str, path: Path, photos: list) -> None:
+def export(name: str, path: Path, shape: tuple[int, int], photos: list) -> None:
     """Writes a model's file, and for detectors one of int8."""
-    options = files.Options(SHAPE, backbone_only=name in CONFIGS)
-    files.write(model_of(name), path, options, name, say)
+    options = files.Options(shape, backbone_only=name in CONFIGS)
+    files.write(model_of(name, shape), path, options, name, say)
     if there_is(name, 'onnxruntime, int8'):
         quantise(path, path.with_suffix('.int8.onnx'), photos, tolerance=float('inf'), measured=1, say=say)
 
 
-def prepare(name: str, way: str, path: Path, threads: int):
+def prepare(name: str, way: str, path: Path, shape: tuple[int, int], threads: int):
     """A callable that runs a model once."""
     runtime, _, dtype = way.partition(', ')
+    spec = 'timm/convnext_tiny:channels-last' if runtime == 'timm' else ''
+    x = images(spec, 1, shape, torch.device('cpu'), torch.float32)
     if runtime in ('onnxruntime', 'OpenVINO'):
         path = path.with_suffix('.int8.onnx') if dtype == 'int8' else path
         run, metadata = dict(onnxruntime=predictor.start_onnxruntime,
                              OpenVINO=partial(predictor.start_openvino, precision='bf16' if dtype == 'bf16' else 'f32')
                              )[runtime](str(path), threads)
-        x = images('', 1, SHAPE, torch.device('cpu'), torch.float32).numpy()
-        return lambda: run(x)
+        return lambda: run(x.numpy())
     torch.set_num_threads(threads)
     if runtime == 'timm':
-        spec = 'timm/convnext_tiny:channels-last'
-        return work(build(spec), images(spec, 1, SHAPE, torch.device('cpu'), torch.float32), False)
-    model = model_of(name, deploy=runtime != 'as built')
+        return work(build(spec), x, False)
+    model = model_of(name, shape, deploy=runtime != 'as built')
     if runtime == 'compiled':
         model.backbone.compile()
-    run = work(model.backbone if name in CONFIGS else model,
-               images('', 1, SHAPE, torch.device('cpu'), torch.float32), False)
+    run = work(model.backbone if name in CONFIGS else model, x, False)
 
     def run_once():
         with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bf16'):
@@ -79,9 +77,9 @@ def prepare(name: str, way: str, path: Path, threads: int):
     return run_once
 
 
-def worker(name: str, way: str, path: Path, threads: int, repeats: int) -> None:
+def worker(name: str, way: str, path: Path, shape: tuple[int, int], threads: int, repeats: int) -> None:
     """Prints, as JSON, the seconds of each turn and GB."""
-    run, times = prepare(name, way, path, threads), []
+    run, times = prepare(name, way, path, shape, threads), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         run()
@@ -89,9 +87,9 @@ def worker(name: str, way: str, path: Path, threads: int, repeats: int) -> None:
     print(json.dumps(dict(seconds=times[1:], gb=status('VmHWM') / 1e6)))
 
 
-def measure(name: str, way: str, path: Path, threads: int, repeats: int) -> dict:
-    done = subprocess.run([sys.executable, __file__, '--worker', name, way, '--folder', str(path.parent), '--threads',
-                           str(threads), '--repeats', str(repeats)], text=True, stdout=subprocess.PIPE)
+def measure(name: str, way: str, folder: Path, options: list) -> dict:
+    done = subprocess.run([sys.executable, __file__, '--worker', name, way, '--folder', str(folder), *options],
+                          text=True, stdout=subprocess.PIPE)
     if done.returncode:
         return dict(error=done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
@@ -110,28 +108,30 @@ def main() -> None:
     parser.add_argument('--photos', type=Path, help='folder of .jpg whose ranges files of int8 have')
     parser.add_argument('--models', nargs='+', default=MODELS, choices=MODELS)
     parser.add_argument('--ways', nargs='+', default=WAYS, choices=WAYS)
+    parser.add_argument('--shape', type=int, nargs=2, default=[800, 1280], metavar=('H', 'W'))
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--folder', type=Path, help='where files are written, and taken from if they are there')
     parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp())
+    shape, folder = tuple(args.shape), args.folder or Path(tempfile.mkdtemp())
     if args.worker:
         name, way = args.worker
-        return worker(name, way, folder / f'{MODELS.index(name)}.onnx', args.threads, args.repeats)
+        return worker(name, way, folder / f'{MODELS.index(name)}.onnx', shape, args.threads, args.repeats)
     photos = sorted(args.photos.glob('*.jpg'))[:4] if args.photos else []
     if not photos and any(way.endswith('int8') for way in args.ways):
         parser.error('int8 needs --photos, a folder of .jpg')
     folder.mkdir(parents=True, exist_ok=True)
+    options = [str(part) for part in ('--shape', *shape, '--threads', args.threads, '--repeats', args.repeats)]
     print(f'{__doc__}\n| model | way | ms | of as built | GB | file, MB |\n|---|---|---|---|---|---|')
     for name in args.models:
         path, reference = folder / f'{MODELS.index(name)}.onnx', None
         if not path.exists():
-            export(name, path, photos)
+            export(name, path, shape, photos)
         for way in args.ways:
             if not there_is(name, way):
                 continue
-            result = measure(name, way, path, args.threads, args.repeats)
+            result = measure(name, way, folder, options)
             if 'error' in result:
                 print(f'| {name} | {way} | fails | | | |', flush=True)
                 continue
