@@ -107,5 +107,5 @@ class PlusDepthwise(torch.autograd.Function):
 def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, padding: int = 0,
                          groups: int = 1) -> Tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, weight and bias of a convolution with stride 1."""
-    return torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], [1, 1], [padding] * 2, [1, 1],
-                                               False, [0, 0], groups, [True] * 3)
+    return torch.ops.aten.convolution_backward.default(grad, x, weight, [len(weight)], [1, 1], [padding] * 2, [1, 1],
+                                                       False, [0, 0], groups, [True] * 3)

@@ -172,6 +172,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
+        if self.gamma is not None:  # under autocast its product would be in float32, and with it the sum
+            shortcut = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
         x = self.dwconv(x)
         x = by_bands(self.mlp, x, self.pwconv1.out_features, whole=self.training or self.use_grn)
         return self.drop_path(shortcut, x)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .casting import cast, convolution_backward
-from .kept_norm import KeptNorm, count_batch, may_keep_less
+from .kept_norm import KeptNorm, count_batch, gelu_backward, may_keep_less
 from .tracing import differentiable_gradients
 
 
@@ -80,16 +80,16 @@ class BetweenProducts(torch.autograd.Function):
         grad, of_weight, of_bias = convolution_backward(grad, activated2, weight)
         # Of the product behind the norm, a x + b: sum(grad (a x + b)) = a sum(grad x) + b sum(grad).
         a, b = norm2.slope_and_offset(scale2, offset2, kept2)
-        of_weight = torch.addcmul(of_weight * a[:, None, None], of_bias[:, None, None, None], b[:, None, None])
+        of_weight = torch.addr(of_weight.flatten(1) * a, of_bias, b).view_as(weight)
         grad, *of_norm2 = norm2.backward(grad, activated2, scale2, needs[4:6], kept2)
         del activated2
-        grad = torch.ops.aten.gelu_backward(grad, mixed)
+        grad = gelu_backward(grad, mixed)
         del mixed
         grad, *of_dwconv = convolution_backward(grad, y1, depthwise, padding=1, groups=groups)
         del y1
         grad, *of_norm1 = norm1.backward(grad, activated1, scale1, needs[:2], kept1)
         del activated1
-        grad = torch.ops.aten.gelu_backward(grad, x) if needs_x else None
+        grad = gelu_backward(grad, x) if needs_x else None
         *of_dwconv, of_bias = cast([*of_dwconv, of_bias], parameters[2].dtype)
         return (None, None, grad, *of_norm1, *of_dwconv, *of_norm2, of_weight, of_bias)
 

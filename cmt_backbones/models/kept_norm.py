@@ -11,6 +11,9 @@ from torch.nn.modules._functions import SyncBatchNorm as SynchronisedNorm
 from .tracing import computes_plainly, differentiable_gradients, is_recomputed
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# Without an overload's name PyTorch looks for the one that fits, at every call.
+gelu_backward = torch.ops.aten.gelu_backward.default
+batch_norm_backward = torch.ops.aten._batch_norm_impl_index_backward.default
 
 
 def may_keep_less(x: Tensor, layers: Sequence[nn.Module], norms: Sequence[nn.Module]) -> bool:
@@ -49,7 +52,7 @@ class NormOfGELU(torch.autograd.Function):
             out = ctx.norm.plain(F.gelu(x), scale, offset, kept)
             return (None, *differentiable_gradients(out, (x, scale, offset), (needs_x, *needs), grad))
         grad, *of_norm = ctx.norm.backward(grad, F.gelu(x), scale, tuple(needs), tuple(kept))
-        return (None, torch.ops.aten.gelu_backward(grad, x) if needs_x else None, *of_norm)
+        return (None, gelu_backward(grad, x) if needs_x else None, *of_norm)
 
 
 def count_batch(*norms: nn.Module) -> None:
@@ -102,10 +105,7 @@ class KeptNorm:
         mean, spread = kept
         if not self.by_batch:
             return F.batch_norm(x, mean, spread, scale, offset, False, 0., self.eps)
-        if x.is_cuda:
-            return torch.batch_norm(x, scale, offset, mean, spread.pow(-2), False, 0., 0., False)
-        variance = spread.double().pow(-2) - self.eps  # rounded once, as the forward pass's was
-        return torch.batch_norm(x, scale, offset, mean, variance.to(mean.dtype), False, 0., self.eps, False)
+        return torch.batch_norm(x, scale, offset, mean, spread.pow(-2), False, 0., 0., False)
 
     def slope_and_offset(self, scale: Tensor, offset: Tensor, kept: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
         """The norm as ``a x + b``."""
@@ -121,7 +121,7 @@ class KeptNorm:
             self.context.saved_tensors = x, scale, *kept, self.count
             return SynchronisedNorm.backward(self.context, grad)[:3]
         batch, running = (kept, (None, None)) if self.by_batch else ((None, None), kept)
-        return torch.ops.aten._batch_norm_impl_index_backward(
+        return batch_norm_backward(
             self.kernel, x, grad, scale, *running, *batch, self.by_batch, self.eps, [True, *needs], self.reserve)
 
     def plain(self, x: Tensor, scale: Tensor, offset: Tensor, kept: Tuple[Tensor, Tensor]) -> Tensor:

@@ -272,6 +272,16 @@ def test_response_normalisation_of_a_large_map_holds_in_half_precision():
     assert grn.double()(x.double()).dtype == torch.double
 
 
+def test_blocks_add_in_float32_under_autocast():
+    """As the official ones do, in which the layer scale's product is in float32."""
+    model, dtypes = ConvNeXt(SMALL, drop_path_rate=.5).train(), []
+    for block in (block for stage in model.stages for block in stage):
+        block.register_forward_hook(lambda block, args, out: dtypes.append(out.dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        model(torch.randn(2, 3, 64, 64))
+    assert dtypes == [torch.float32] * 5
+
+
 @BOTH
 def test_autocast_trains(arch):
     model = filled(ConvNeXt(arch))
