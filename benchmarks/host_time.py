@@ -16,10 +16,10 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from gpu_simulated import Operators
 
 from cmt_backbones import CMT
 from cmt_backbones.models import cmt, kept_norm
-from gpu_simulated import Operators
 
 ARCH = dict(stem_channels=4, embed_dims=(8, 8, 8, 8), depths=cmt.ARCHS['small']['depths'], mlp_ratio=1,
             pretrain_img_size=64)
