@@ -80,7 +80,7 @@ class BetweenProducts(torch.autograd.Function):
         grad, of_weight, of_bias = convolution_backward(grad, activated2, weight)
         # Of the product behind the norm, a x + b: sum(grad (a x + b)) = a sum(grad x) + b sum(grad).
         a, b = norm2.slope_and_offset(scale2, offset2, kept2)
-        of_weight = torch.addr(of_weight.flatten(1) * a, of_bias, b).view_as(weight)
+        of_weight = torch.addcmul(of_weight.flatten(1) * a, of_bias[:, None], b).view_as(weight)
         grad, *of_norm2 = norm2.backward(grad, activated2, scale2, needs[4:6], kept2)
         del activated2
         grad = gelu_backward(grad, mixed)

@@ -21,8 +21,8 @@ CONVNEXT_ARCH = dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), use_grn=Fal
     (ConvNeXt, dict(CONVNEXT_ARCH, use_grn=True), True),
 ], ids=['CMT', 'ConvNeXt', 'ConvNeXt V2'])
 def test_one_graph_for_many_sizes(family, arch, with_cp, monkeypatch):
-    # Two stages have every operation of CMT's four, and the compiler takes minutes for each: keys from a smaller map, as
-    # in the first three, and from the map itself, as in the last.
+    # Two stages have every operation of CMT's four, and the compiler takes minutes for each: keys from a smaller map,
+    # as in the first three, and from the map itself, as in the last.
     monkeypatch.setattr(cmt, 'REDUCTIONS', (8, 1))
     torch._dynamo.reset()
     torch.manual_seed(0)
