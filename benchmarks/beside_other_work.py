@@ -1,6 +1,6 @@
 """Backbones on a CPU whose cores another program wants, too, and what OpenMP's way of waiting has to do with it.
 
-    python benchmarks/beside_other_work.py > benchmarks/beside_other_work.md
+    python benchmarks/beside_other_work.py
 
 Each row is measured by `tools/benchmark.py`, alone and while another process multiplies matrices with a thread on each
 core. PyTorch divides every operator among its threads and waits for the last one; by default a thread that waits

@@ -1,6 +1,6 @@
 """What to run a model by on a CPU: this package as built and deployed, compiled, onnxruntime and OpenVINO.
 
-    python benchmarks/runtimes.py --photos data/bccd/images > benchmarks/runtimes.md
+    python benchmarks/runtimes.py --photos data/bccd/images
 
 One image, random weights that give detectors something to find, a thread for each core. Each way runs in a
 process of its own, one after the other, so the machine should have nothing else to do. Memory is the most that the
