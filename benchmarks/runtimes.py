@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 from export_all import ROOT, random_model
 
 from cmt_backbones.analysis.named_models import build, images, work
-from cmt_backbones.analysis.speed import status
+from cmt_backbones.analysis.speed import status, timed
 from cmt_backbones.export import files, predictor
 from cmt_backbones.export.quantization import quantise
 
@@ -79,11 +78,8 @@ def prepare(name: str, way: str, path: Path, shape: tuple[int, int], threads: in
 
 def worker(name: str, way: str, path: Path, shape: tuple[int, int], threads: int, repeats: int) -> None:
     """Prints, as JSON, the seconds of each turn and GB."""
-    run, times = prepare(name, way, path, shape, threads), []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+    run = prepare(name, way, path, shape, threads)
+    times = [timed(run, torch.device('cpu')) for _ in range(repeats + 1)]
     print(json.dumps(dict(seconds=times[1:], gb=status('VmHWM') / 1e6)))
 
 
