@@ -25,18 +25,23 @@ ARCH = dict(stem_channels=4, embed_dims=(8, 8, 8, 8), depths=cmt.ARCHS['small'][
             pretrain_img_size=64)
 
 
-def all_kept(x, norm1, dwconv, norm2, project):
-    """``between_products`` without recomputation."""
+def layer_by_layer(x, norm1, dwconv, norm2, project):
     return project(norm2(F.gelu(dwconv(norm1(F.gelu(x))))))
 
 
-def called_twice(x, norm1, dwconv, norm2, project):
+def all_kept(x, expand, *rest):
+    """``between_products`` without recomputation."""
+    return layer_by_layer(expand(x), *rest)
+
+
+def called_twice(x, expand, norm1, dwconv, norm2, project):
     """The same, after what the backward pass of ``between_products`` cannot do without."""
+    x = expand(x)
     with torch.no_grad():
         again = F.batch_norm(F.gelu(x), norm1.running_mean, norm1.running_var, norm1.weight, norm1.bias)
         weight, bias = dwconv.weights()
         F.gelu(F.conv2d(again, weight.to(x.dtype), bias.to(x.dtype), padding=1, groups=dwconv.groups))
-    return all_kept(x, norm1, dwconv, norm2, project)
+    return layer_by_layer(x, norm1, dwconv, norm2, project)
 
 
 def kept(feed_forward):

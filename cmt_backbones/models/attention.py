@@ -4,13 +4,14 @@ All ways compute ``softmax(q k^T / sqrt(d) + bias) v`` on heads of their own wid
 queries and m keys as two factors, ``query @ key.T``. What a way needs of the factors is made once a stage
 (:func:`prepare_bias`); all blocks of the stage share it.
 """
+import itertools
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cpu import BAND_SIZE, product
+from .cpu import BAND_SIZE, is_fast, product
 from .relative_bias import BiasFactors, Grid, RelativeBias, are_numbers
 from .tracing import computes_plainly, differentiable_gradients, is_transformed, product_dtype
 
@@ -59,7 +60,7 @@ class Queries(NamedTuple):
 
     @classmethod
     def of(cls, factors: BiasFactors, width: int, dtype: torch.dtype) -> 'Queries':
-        return cls(*factors)
+        return cls(*(factor.to(dtype) for factor in factors))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return AttentionByQueries.apply(q, k, v, *self)
@@ -112,10 +113,10 @@ class Way(NamedTuple):
 WAYS = (
     Way(Whole, lambda case: case.native and not case.gradient,
         'the bias is there without being made; a mask costs less than wider heads'),
-    Way(Whole, lambda case: (case.device == 'cpu' and case.dtype == torch.float32 and not case.plain
-                             and not case.gradient and case.pairs <= SMALL_ATTENTION),
+    Way(Whole, lambda case: (is_fast(case.device, case.dtype) and not case.plain and not case.gradient
+                             and case.pairs <= SMALL_ATTENTION),
         'a bias that is small is soon made'),
-    Way(Queries, lambda case: (case.device == 'cpu' and case.dtype == torch.float32 and not case.plain
+    Way(Queries, lambda case: (is_fast(case.device, case.dtype) and not case.plain
                                and case.pairs > SMALL_ATTENTION),
         'the scores of some queries stay in the cache, and the products go by the faster kernels'),
     Way(NarrowValues, lambda case: case.half_on_gpu and case.fixed and case.capability >= (9, 0) and case.width <= 128,
@@ -249,12 +250,14 @@ class AttentionByQueries(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        batch, heads, n, d = inputs[0].shape
-        out = inputs[0].new_empty(batch, n, heads, d).transpose(1, 2)
-        for places in bands_of_queries(*inputs[:2]):
-            out[places[0]] = plain_attention(*(x[place] for x, place in zip(inputs, places)))
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, query, key)
+        batch, heads, n, d = q.shape
+        out = q.new_empty(batch, n, heads, d).transpose(1, 2)
+        for image, head in heads_of(q):
+            keys, values = widen_keys(k[image, head], v[image, head], key)
+            for some in bands_of_queries(q, k):
+                out[image, head, some] = attend(q[image, head, some], query[head, some], keys, values)
         return out
 
     @staticmethod
@@ -262,14 +265,18 @@ class AttentionByQueries(torch.autograd.Function):
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             return second_derivable(inputs, ctx.needs_input_grad, grad)
-        grads = [torch.zeros_like(x) for x in inputs]
-        for places in bands_of_queries(*inputs[:2]):
-            band = [x[place].detach().requires_grad_() for x, place in zip(inputs, places)]
-            with torch.enable_grad():
-                out = plain_attention(*band)
-            for total, place, part in zip(grads, places, torch.autograd.grad(out, band, grad[places[0]])):
-                total[place] += part
-        return tuple(grads)
+        # Many bands add to them, and each sum would be rounded.
+        totals = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs]
+        for image, head in heads_of(inputs[0]):
+            for some in bands_of_queries(*inputs[:2]):
+                places = (image, head, some), (image, head), (image, head), (head, some), ()
+                q, k, v, query, key = band = [
+                    x[place].detach().requires_grad_() for x, place in zip(inputs, places)]
+                with torch.enable_grad():
+                    out = attend(q, query, *widen_keys(k, v, key))
+                for total, place, part in zip(totals, places, torch.autograd.grad(out, band, grad[places[0]])):
+                    total[place] += part
+        return tuple(total.to(x.dtype) for total, x in zip(totals, inputs))
 
 
 def second_derivable(inputs: Sequence[Tensor], needs: Sequence[bool], grad: Tensor) -> Tuple[Optional[Tensor], ...]:
@@ -279,19 +286,22 @@ def second_derivable(inputs: Sequence[Tensor], needs: Sequence[bool], grad: Tens
     return differentiable_gradients(out, inputs, needs, grad)
 
 
-def bands_of_queries(q: Tensor, k: Tensor) -> Iterator[Tuple[tuple, ...]]:
-    """Of each band, where it is in q, k, v (N, heads, n, d) and in the query and key factor."""
-    batch, heads, n, _ = q.shape
-    rows = max(BAND_SIZE // k.shape[2], 256)
-    for image in range(batch):
-        for head in range(heads):
-            for start in range(0, n, rows):
-                some = slice(start, start + rows)
-                yield (image, head, some), (image, head), (image, head), (head, some), ()
+def heads_of(q: Tensor) -> Iterator[Tuple[int, int]]:
+    """Every head of every image."""
+    return itertools.product(range(q.shape[0]), range(q.shape[1]))
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias_query: Tensor, bias_key: Tensor) -> Tensor:
-    """Attention of one head of one image: (n, d), (m, d), (m, d), (n, m0), (m, m0) -> (n, d)."""
-    queries = torch.cat([q, bias_query], dim=1)
-    keys = torch.cat([k * q.shape[1]**-0.5, bias_key], dim=1)
-    return product(product(queries, keys).softmax(dim=1), v.T.contiguous())
+def bands_of_queries(q: Tensor, k: Tensor) -> Iterator[slice]:
+    n, m = q.shape[2], k.shape[2]
+    rows = max(BAND_SIZE // m, 256)
+    return (slice(start, start + rows) for start in range(0, n, rows))
+
+
+def widen_keys(k: Tensor, v: Tensor, bias_key: Tensor) -> Tuple[Tensor, Tensor]:
+    """Of a head, what all queries share: (m, d), (m, d), (m, m0) -> (m, d + m0) and (d, m)."""
+    return torch.cat([k * k.shape[1]**-0.5, bias_key], dim=1), v.T.contiguous()
+
+
+def attend(q: Tensor, bias_query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of some queries of a head: (n, d), (n, m0) -> (n, d)."""
+    return product(product(torch.cat([q, bias_query], dim=1), keys).softmax(dim=1), values)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tracing import computes_plainly, differentiable_gradients, product_dtype
+from .tracing import autocast_dtype, computes_plainly, differentiable_gradients, product_dtype
 
 Weights = Tuple[Tensor, Optional[Tensor]]
 
@@ -27,7 +27,17 @@ class Product:
 class Conv2d(Product, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.groups > 1 and self.weight.requires_grad and trains_in_half_on_cpu(x):
+            # oneDNN's gradients of wide or strided depthwise kernels take up to fifty times as long in bfloat16.
+            with torch.autocast('cpu', enabled=False):
+                return self._conv_forward(x.float(), self.weight, self.bias)
         return self._conv_forward(x, *self.weights())
+
+
+def trains_in_half_on_cpu(x: Tensor) -> bool:
+    """Whether x is on a CPU and within autocast, and gradients are wanted."""
+    return (x.device.type == 'cpu' and autocast_dtype('cpu') is not None and torch.is_grad_enabled()
+            and not computes_plainly())
 
 
 def call(part: nn.Module, *inputs: Any) -> Any:

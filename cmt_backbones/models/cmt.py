@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from . import folding
 from .attention import attention, prepare_bias
 from .backbone import Backbone, DropPath, drop_path_rates
 from .casting import Conv2d, plus_depthwise
-from .cpu import Linear, by_bands
+from .cpu import Linear, by_bands, infers_on_cpu
 from .irffn import between_products
 from .layer_numbers import cmt_layer_of, cmt_num_layers
 from .options import batch_norm, check, check_cmt_arch, check_norm_cfg, choose_arch, is_whole, prepare
@@ -158,7 +159,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = self.layers[0].out_channels
-        return by_bands(self.layers, x, channels // 4, halo=6, stride=2, whole=self.training)
+        return by_bands(self.layers, x, widest=channels // 4, halo=6, stride=2, whole=self.training)
 
 
 class Stage(nn.Module):
@@ -216,7 +217,7 @@ class Block(nn.Module):
         normalised = normalised.to(product_dtype(x))  # once, for queries, keys and values
         x = self.drop_path(x, self.attn(normalised, (height, width), bias), of_attention)
         x = to_map(x, height, width)
-        return by_bands(partial(self.transform, scale=of_ffn), x, self.ffn.expand.out_channels, halo=1,
+        return by_bands(partial(self.transform, scale=of_ffn), x, widest=self.ffn.expand.out_channels, halo=1,
                         whole=self.training)
 
     def transform(self, x: Tensor, scale: Optional[Tensor] = None) -> Tensor:
@@ -264,7 +265,7 @@ class IRFFN(folding.NormsFirst):
         self.norm3 = batch_norm(channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm3(between_products(self.expand(x), self.norm1, self.dwconv, self.norm2, self.project))
+        return self.norm3(between_products(x, self.expand, self.norm1, self.dwconv, self.norm2, self.project))
 
     def fold(self) -> None:
         self.dwconv.fold()
@@ -281,7 +282,11 @@ class ShortcutDepthwise(Conv2d):
         self.shortcut = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return plus_depthwise(x, *self.weights()) if self.shortcut else super().forward(x)
+        if not self.shortcut:
+            return super().forward(x)
+        if infers_on_cpu(x) and product_dtype(x) == torch.float32:
+            return F.conv2d(x, self.whole_weight(), self.bias, padding=1, groups=self.groups)
+        return plus_depthwise(x, *self.weights())
 
     def whole_weight(self) -> Tensor:
         """The kernels (C, 1, 3, 3) with the shortcut in them, 1 more at the centre: a pass over x less."""

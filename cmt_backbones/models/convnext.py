@@ -8,7 +8,6 @@ that a map (N, C, H, W) and its pixels (N, H, W, C) are two views of one memory.
 from typing import List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from mmengine.model.weight_init import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from ..registration import register
 from . import folding
 from .backbone import Backbone, DropPath, drop_path_rates
 from .casting import Conv2d
-from .cpu import Linear, by_bands
+from .cpu import Linear, by_bands, gelu_of
 from .layer_numbers import convnext_layer_of, convnext_num_layers
 from .options import check, check_convnext_arch, choose_arch, is_number, prepare
 
@@ -174,14 +173,14 @@ class Block(nn.Module):
         shortcut = x
         if self.gamma is not None:  # under autocast its product would be in float32, and with it the sum
             shortcut = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
-        x = self.dwconv(x)
-        x = by_bands(self.mlp, x, self.pwconv1.out_features, whole=self.training or self.use_grn)
-        return self.drop_path(shortcut, x)
+        return by_bands(self.mlp, shortcut, self.dwconv(x), widest=self.pwconv1.out_features,
+                        whole=self.training or self.use_grn)
 
-    def mlp(self, x: Tensor) -> Tensor:
+    def mlp(self, shortcut: Tensor, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        x = self.grn(F.gelu(self.pwconv1(self.norm(x))))  # (N, H, W, 4 C)
-        return self.pwconv2(x, self.gamma).permute(0, 3, 1, 2)  # the layer scale by the product's weights
+        x = self.grn(gelu_of(self.pwconv1, self.norm(x)))  # (N, H, W, 4 C)
+        x = self.pwconv2(x, self.gamma).permute(0, 3, 1, 2)  # the layer scale by the product's weights
+        return self.drop_path(shortcut, x)
 
 
 class GRN(nn.Module):

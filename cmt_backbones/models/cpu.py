@@ -7,58 +7,66 @@ the time of CMT-S's first stage. A band of rows goes through all layers within t
 Kernels. PyTorch multiplies float32 matrices by MKL, and convolves by oneDNN, which on AMD's CPUs
 is more than twice as fast, since MKL uses no AVX-512 there. A matrix product is a 1x1 convolution.
 """
+from functools import lru_cache
 from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..versions import is_compiling
-from .casting import Product
+from .casting import Conv2d, Product, cast
+from .tracing import computes_plainly, product_dtype
 
 BAND_SIZE = 2**21  # numbers in the largest array of a band: 8 MB in float32
+# Of PyTorch's compiler for CPUs; builds without oneDNN have none.
+GELU_OF_CONVOLUTION = getattr(torch.ops.mkldnn, '_convolution_pointwise', None)
 
 
-def on_cpu(x: Tensor) -> bool:
-    """Whether x is in float32 on a CPU, outside of traced and compiled graphs."""
-    return (x.device.type == 'cpu' and x.dtype == torch.float32
-            and not torch.jit.is_tracing() and not is_compiling())
+def is_fast(device: str, dtype: torch.dtype) -> bool:
+    """Whether a convolution in this dtype goes by oneDNN on a CPU."""
+    return device == 'cpu' and (dtype == torch.float32 or dtype == torch.bfloat16 and has_bf16())
+
+
+@lru_cache(maxsize=None)
+def has_bf16() -> bool:
+    """Whether oneDNN computes in bfloat16 here; elsewhere PyTorch's own loops would, many times as slowly."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def infers_on_cpu(x: Tensor) -> bool:
-    """The same, where no gradients are wanted."""
-    return not torch.is_grad_enabled() and on_cpu(x)
+    """Whether x is on a CPU, outside of traced and compiled graphs, and no gradients are wanted."""
+    return is_fast(x.device.type, product_dtype(x)) and not torch.is_grad_enabled() and not computes_plainly()
 
 
-def by_bands(f: Callable[[Tensor], Tensor], x: Tensor, widest: int, halo: int = 0,
+def by_bands(f: Callable[..., Tensor], *maps: Tensor, widest: int, halo: int = 0,
              stride: int = 1, whole: bool = False) -> Tensor:
-    """``f(x)``, at inference on CPUs in bands of rows, or a few images at a time where those are small.
+    """``f(*maps)``, at inference on CPUs in bands of rows, or a few images at a time where those are small.
 
     Args:
         f (Callable): From maps (N, C, H, W) to maps (N, C', H / stride, W / stride). What it gives for
             a row may depend on `halo` rows above and below, as convolutions that pad with zeros do.
-        x (Tensor): (N, C, H, W); H divides by `stride`.
-        widest (int): How many numbers the largest array within `f` has for each pixel of `x`.
-        halo (int): In rows of `x`, a multiple of `stride`.
+        maps (Tensor): (N, C, H, W), C of each its own; H divides by `stride`.
+        widest (int): How many numbers the largest array within `f` has for each pixel of a map.
+        halo (int): In rows of a map, a multiple of `stride`.
         stride (int): Of `f`, over all its layers.
-        whole (bool): Whether `f` must see all of `x` at once, for batch statistics or random numbers.
+        whole (bool): Whether `f` must see all of a map at once, for batch statistics or random numbers.
 
     Returns:
-        Tensor: ``f(x)``, equal up to rounding.
+        Tensor: ``f(*maps)``, equal up to rounding.
     """
-    if whole or not infers_on_cpu(x):
-        return f(x)
-    images, _, height, width = x.shape
+    if whole or not infers_on_cpu(maps[0]):
+        return f(*maps)
+    images, _, height, width = maps[0].shape
     rows = max(BAND_SIZE // (widest * width), 4 * halo, stride) // stride * stride
     if rows >= images * height:
-        return f(x)
+        return f(*maps)
     if rows >= height:
-        return torch.cat([f(some) for some in x.split(rows // height)])
+        return torch.cat([f(*some) for some in zip(*(x.split(rows // height) for x in maps))])
     out = None
     for image in range(images):
         for top in range(0, height, rows):
             bottom, first = min(top + rows, height), max(top - halo, 0)
-            band = f(x[image:image + 1, :, first:bottom + halo])
+            band = f(*(x[image:image + 1, :, first:bottom + halo] for x in maps))
             band = band[:, :, (top - first) // stride:(bottom - first) // stride]
             if out is None:
                 shape = images, band.shape[1], height // stride, band.shape[3]
@@ -69,8 +77,38 @@ def by_bands(f: Callable[[Tensor], Tensor], x: Tensor, widest: int, halo: int = 
 
 def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """``x @ weight.T + bias`` as a 1x1 convolution; x is (rows, C), weight (C', C)."""
-    pixels = x[None, None].permute(0, 3, 1, 2)  # (1, C, 1, rows), channels-last
-    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)[0, 0]
+    return to_rows(F.conv2d(to_pixels(x), weight[:, :, None, None], bias))
+
+
+def to_pixels(rows: Tensor) -> Tensor:
+    """(rows, C) -> (1, C, 1, rows), channels-last; a view."""
+    return rows[None, None].permute(0, 3, 1, 2)
+
+
+def to_rows(pixels: Tensor) -> Tensor:
+    """(1, C, 1, rows) -> (rows, C); a view of channels-last pixels."""
+    return pixels.permute(0, 2, 3, 1)[0, 0]
+
+
+def gelu_of_convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: int = 0, groups: int = 1) -> Tensor:
+    """``F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))``, a pass less where oneDNN can do both."""
+    # Who counts or looks at operations by a dispatch mode is to see those that everybody knows.
+    if not infers_on_cpu(x) or GELU_OF_CONVOLUTION is None or torch._C._len_torch_dispatch_stack():
+        return F.gelu(F.conv2d(x, weight, bias, padding=padding, groups=groups))
+    x, weight, bias = cast([x, weight, bias], product_dtype(x))
+    return GELU_OF_CONVOLUTION(x, weight, bias, [padding] * 2, [1, 1], [1, 1], groups, 'gelu', [], 'none')
+
+
+def gelu_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """``F.gelu(layer(x))`` for a Linear or a 1x1 convolution, likewise unless somebody has put another in its place."""
+    if type(layer) not in (Conv2d, Linear) or layer._forward_hooks or layer._forward_pre_hooks or (
+            not infers_on_cpu(x)):
+        return F.gelu(layer(x))
+    if type(layer) is Conv2d:
+        return gelu_of_convolution(x, *layer.weights())
+    weight, bias = layer.weights()
+    out = gelu_of_convolution(to_pixels(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
+    return to_rows(out).reshape(*x.shape[:-1], -1)
 
 
 class Linear(Product, nn.Linear):
@@ -83,7 +121,7 @@ class Linear(Product, nn.Linear):
         weight, bias = self.weights()
         if scale is not None:
             weight, bias = scale[:, None] * weight, scale * bias
-        if not on_cpu(x):
+        if x.device.type != 'cpu' or product_dtype(x) != torch.float32 or computes_plainly():
             return F.linear(x, weight, bias)
         out = product(x.reshape(-1, self.in_features), weight, bias)
         return out.reshape(*x.shape[:-1], self.out_features)

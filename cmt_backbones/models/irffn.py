@@ -1,6 +1,6 @@
-"""What lies between the two products of CMT's feed-forward, and the second of them: cheap, and wide.
+"""CMT's feed-forward up to its second product: what lies between the two is cheap, and wide.
 
-    project(norm2(gelu(dwconv(norm1(gelu(x))))))        dwconv with its shortcut
+    project(norm2(gelu(dwconv(norm1(gelu(x))))))        x = expand(map); dwconv with its shortcut
 
 Training would keep five maps, each as wide as x; here it keeps x, and of the norms mean and inverse
 deviation. The backward pass computes the other maps again from these: no statistics of a batch a second
@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .casting import cast, convolution_backward
+from .cpu import gelu_of, gelu_of_convolution
 from .kept_norm import KeptNorm, count_batch, gelu_backward, may_keep_less
 from .tracing import differentiable_gradients
 
 
-def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.Module,
+def between_products(x: Tensor, expand: nn.Module, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.Module,
                      project: nn.Conv2d) -> Tensor:
-    """``project(norm2(gelu(dwconv(norm1(gelu(x))))))``.
+    """``project(norm2(gelu(dwconv(norm1(gelu(expand(x)))))))``.
 
     Args:
-        x (Tensor): (N, hidden, H, W).
+        x (Tensor): (N, C, H, W).
+        expand (nn.Conv2d): 1x1, from C to hidden.
         norm1 (nn.Module): A BatchNorm of any kind.
         dwconv (ShortcutDepthwise): A depthwise 3x3 convolution that knows whether it has a shortcut around it.
         norm2 (nn.Module): As norm1, or what a fold left of it.
@@ -31,10 +33,10 @@ def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.M
     Returns:
         Tensor: (N, C, H, W).
     """
-    layers = norm1, dwconv, norm2, project
-    if not may_keep_less(x, layers, (norm1, norm2)):
-        x = F.conv2d(norm1(F.gelu(x)), dwconv.whole_weight(), dwconv.bias, padding=1, groups=dwconv.groups)
-        return project(norm2(F.gelu(x)))
+    if not may_keep_less(x, (expand, norm1, dwconv, norm2, project), (norm1, norm2)):
+        x = gelu_of_convolution(norm1(gelu_of(expand, x)), dwconv.whole_weight(), dwconv.bias, 1, dwconv.groups)
+        return project(norm2(x))
+    x = expand(x)
     count_batch(norm1, norm2)
     norms = [KeptNorm(norm1, x), KeptNorm(norm2, x)]
     return BetweenProducts.apply(norms, dwconv.shortcut, x, norm1.weight, norm1.bias, *dwconv.weights(),
@@ -42,7 +44,7 @@ def between_products(x: Tensor, norm1: nn.Module, dwconv: nn.Conv2d, norm2: nn.M
 
 
 class BetweenProducts(torch.autograd.Function):
-    """:func:`between_products`, for which the backward pass keeps one wide map."""
+    """:func:`between_products` of an expanded x, for which the backward pass keeps one wide map."""
 
     @staticmethod
     def forward(ctx: Any, norms: list, shortcut: bool, x: Tensor, *parameters: Tensor) -> Tensor:

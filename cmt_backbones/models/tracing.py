@@ -41,14 +41,18 @@ def is_recomputed() -> bool:
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which matrix products of x are computed: its own, or autocast's."""
-    device = x.device.type
-    if device not in ('cpu', 'cuda') or x.dtype == torch.double:
-        return x.dtype
+    return x.dtype if x.dtype == torch.double else autocast_dtype(x.device.type) or x.dtype
+
+
+def autocast_dtype(device: str) -> Optional[torch.dtype]:
+    """The dtype of autocast on devices of this type; None where it is off."""
+    if device not in ('cpu', 'cuda'):
+        return None
     if BY_DEVICE:
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     if device == 'cpu':
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
 def differentiable_gradients(out: Tensor, inputs: Sequence[Tensor], needs: Sequence[bool],

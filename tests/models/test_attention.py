@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cmt_backbones.models import attention as ways
+from cmt_backbones.models import attention as ways, cpu
 from cmt_backbones.models.relative_bias import BiasFactors, RelativeBias
 
 KINDS = [ways.Whole, ways.Queries, ways.WiderHeads, ways.NarrowValues, ways.Flash]
@@ -68,13 +68,44 @@ def test_attention_in_bands_of_any_size(batch, n, m, band_size):
     (ways.WiderHeads, dict(device='cpu', dtype=torch.float32, pairs=2**10)),
     (ways.Whole, dict(device='cpu', dtype=torch.float32, pairs=2**10, gradient=False)),
     (ways.WiderHeads, dict(device='cpu', dtype=torch.float32, pairs=None, plain=True)),
-    (ways.WiderHeads, dict(device='cpu')),
+    (ways.Queries, dict(device='cpu')),
+    (ways.Whole, dict(device='cpu', pairs=2**10, gradient=False)),
+    (ways.WiderHeads, dict(device='cpu', dtype=torch.float16)),
     (ways.WiderHeads, dict(device='cpu', dtype=torch.double)),
     (ways.WiderHeads, dict(device='mps', dtype=torch.float32)),
 ], ids=str)
-def test_the_table(kind, changes):
+def test_the_table(kind, changes, monkeypatch):
+    monkeypatch.setattr(cpu, 'has_bf16', lambda: True)
     case = CASE._replace(**changes)
     assert next(way.kind for way in ways.WAYS if way.fits(case)) is kind
+
+
+def test_a_processor_without_bf16(monkeypatch):
+    """Convolutions in it would go by loops: attention stays with PyTorch's own kernel."""
+    monkeypatch.setattr(cpu, 'has_bf16', lambda: False)
+    for changes in (dict(), dict(gradient=False), dict(pairs=2**10, gradient=False)):
+        case = CASE._replace(device='cpu', **changes)
+        assert next(way.kind for way in ways.WAYS if way.fits(case)) is ways.WiderHeads
+
+
+@pytest.mark.skipif(not cpu.has_bf16(), reason='bfloat16 is not in this build of PyTorch or processor')
+@settings(max_examples=25)
+@given(st.integers(1, 2), st.integers(1, 700), st.integers(1, 40), st.integers(1, 2**13))
+def test_attention_in_bfloat16(batch, n, m, band_size):
+    """Not much further from float32 than PyTorch's kernel for bfloat16, its gradients neither, in bands of any size."""
+    factors = BiasFactors(torch.randn(2, n, 4, requires_grad=True), torch.randn(m, 4))
+    inputs = [torch.randn(batch, 2, length, 16, requires_grad=True) for length in (n, m, m)]
+    probe = torch.randn_like(inputs[0])
+
+    def result(kind, dtype):
+        out = ways.attention(*(x.to(dtype) for x in inputs), kind.of(factors, 16, dtype)).float()
+        return out, *torch.autograd.grad((out * probe).sum(), (*inputs, factors.query))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ways, 'BAND_SIZE', band_size)
+        for got, usual, want in zip(result(ways.Queries, torch.bfloat16), result(ways.WiderHeads, torch.bfloat16),
+                                    result(ways.WiderHeads, torch.float32)):
+            assert (got - want).norm() < 2 * (usual - want).norm() + 4e-3 * (want.norm() + probe.norm())
 
 
 @pytest.mark.parametrize('kind', [ways.Queries, ways.WiderHeads, ways.Flash], ids=lambda kind: kind.__name__)

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.models import cpu
+from cmt_backbones.models.casting import Conv2d
 
 sides = st.integers(32, 110)
 
@@ -45,7 +47,7 @@ def test_bands(images, height, width, halo_and_stride, band_size):
     x = torch.randn(images, 2, height * stride, width * stride)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, 'BAND_SIZE', 2**band_size)
-        assert relative_error(cpu.by_bands(f, x, 2, halo, stride), f(x)) < 1e-5
+        assert relative_error(cpu.by_bands(f, x, widest=2, halo=halo, stride=stride), f(x)) < 1e-5
 
 
 @torch.no_grad()
@@ -90,3 +92,62 @@ def test_batch_statistics_are_of_the_whole_batch(monkeypatch):
     monkeypatch.setattr(cpu, 'BAND_SIZE', 2**9)
     for out, want in zip(model(x), expected):
         assert relative_error(out, want) < 1e-5
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('layer', [Conv2d(6, 9, 1), cpu.Linear(6, 9)], ids=['convolution', 'linear'])
+def test_gelu_within_the_layer_before_it(layer, dtype):
+    x = torch.randn(2, 5, 7, 6)
+    x = x.permute(0, 3, 1, 2) if isinstance(layer, nn.Conv2d) else x
+    expected = F.gelu(layer(x))
+    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        out = cpu.gelu_of(layer, x)
+    assert out.dtype == dtype and out.shape == expected.shape and out.stride() == expected.stride()
+    assert relative_error(out.float(), expected) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.sampled_from([1, 3, 7]),
+       st.sampled_from([torch.channels_last, torch.contiguous_format]))
+def test_gelu_within_a_depthwise_convolution(images, height, width, channels, kernel, memory_format):
+    x = torch.randn(images, channels, height, width).to(memory_format=memory_format)
+    weight, bias = torch.randn(channels, 1, kernel, kernel), torch.randn(channels)
+    expected = F.gelu(F.conv2d(x, weight, bias, padding=kernel // 2, groups=channels))
+    with torch.no_grad():
+        out = cpu.gelu_of_convolution(x, weight, bias, kernel // 2, channels)
+    assert (out - expected).abs().max() < 1e-5 * (1 + expected.abs().max())
+
+
+@torch.no_grad()
+def test_who_looks_at_layers_and_operations_sees_them():
+    """Hooks are called, layers that somebody has put in the place of ours are, and FLOPs are counted."""
+    model = ConvNeXt(dict(embed_dims=(4, 8, 16, 32), depths=(1, 1, 1, 1), use_grn=False)).eval()
+    x, block = torch.randn(1, 3, 64, 64), model.stages[0][0]
+    expected, seen = model(x), []
+    hook = block.pwconv1.register_forward_hook(lambda module, args, out: seen.append(out))
+    assert relative_error(model(x)[0], expected[0]) < 1e-6 and seen[0].shape == (1, 16, 16, 16)
+    hook.remove()
+    block.pwconv1, ours = nn.Linear(4, 16), block.pwconv1  # such as an adapter
+    block.pwconv1.load_state_dict(ours.state_dict())
+    assert relative_error(model(x)[0], expected[0]) < 1e-6
+    with FlopCounterMode(display=False) as here:
+        model(x)
+    with FlopCounterMode(display=False) as elsewhere:
+        model.to('meta')(x.to('meta'))
+    assert here.get_total_flops() == elsewhere.get_total_flops() > 0
+
+
+@pytest.mark.parametrize('kernel, stride, padding', [(7, 1, 3), (8, 8, 0)])
+def test_depthwise_convolutions_are_trained_in_float32_on_cpus(kernel, stride, padding):
+    """Where the gradient of the weights in bfloat16 takes many times as long."""
+    layer = Conv2d(4, 4, kernel, stride, padding, groups=4)
+    x = torch.randn(2, 4, 16, 24, requires_grad=True)
+    results = []
+    for amp in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            out = layer(x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (x, layer.weight, layer.bias))))
+    for got, want in zip(*results):
+        assert torch.equal(got, want)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
