@@ -19,6 +19,7 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import nn
 
+from .models.cpu import has_bf16
 from .openmmlab.checkpoints import load_checkpoint
 from .openmmlab.inference import build_model, predict, read_config
 from .openmmlab.matching import ModelError, written_config
@@ -103,8 +104,8 @@ class Prediction:
 class Predictor:
     """A detector or segmentor that takes images as they come. See :func:`load_model`."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, amp: bool = False) -> None:
+        self.model, self.amp = model, amp
 
     @property
     def classes(self) -> tuple:
@@ -133,7 +134,8 @@ class Predictor:
 
     def find(self, image: np.ndarray) -> Any:
         """A data sample of what is in an image (H, W, 3), uint8, BGR."""
-        return predict(self.model, image)
+        with torch.autocast(next(self.model.parameters()).device.type, enabled=self.amp):
+            return predict(self.model, image)
 
 
 class FilePredictor(Predictor):
@@ -149,7 +151,7 @@ class FilePredictor(Predictor):
 
 
 def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: Optional[str] = None,
-               deploy: bool = False, options: Optional[dict] = None) -> Any:
+               deploy: bool = False, options: Optional[dict] = None, amp: bool = False) -> Any:
     """A trained model to predict with.
 
     Args:
@@ -158,6 +160,7 @@ def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: 
         device: Such as ``'cuda:0'``; by default a GPU where there is one.
         deploy: Whether to fold the backbone for inference.
         options: Changes to the config, ``{'model.test_cfg.score_thr': 0.1}``.
+        amp: Whether to predict by autocast: in fp16 on a GPU, in bf16 on a CPU that has it. Files stay as they are.
 
     Returns:
         Predictor: Of an exported file too; :func:`cmt_backbones.export.load` is what needs no torch.
@@ -177,7 +180,8 @@ def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: 
     else:
         config = read_config(config, options)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    return Predictor(build_model(config, None if checkpoint is None else str(checkpoint), device, deploy))
+    model = build_model(config, None if checkpoint is None else str(checkpoint), device, deploy)
+    return Predictor(model, amp and (not str(device).startswith('cpu') or has_bf16()))
 
 
 def config_of(checkpoint: PathLike) -> Config:

@@ -43,13 +43,14 @@ def main(argv=None):
     parser.add_argument('--frames', type=int, help='of a video or webcam, at most')
     parser.add_argument('--device', help='such as cuda:0; a GPU, where there is one, by default')
     parser.add_argument('--deploy', action='store_true', help='fold the backbone for inference first')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: fp16 on a GPU, bf16 on a CPU that has it')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='changes to the config, as for test.py')
     args = parser.parse_args(argv)
     videos = [name for name in args.images if is_video(name)]
     try:
         images = find_images([name for name in args.images if name not in videos])
-        model = load_model(*args.model, args.device, args.deploy, args.cfg_options)
+        model = load_model(*args.model, args.device, args.deploy, args.cfg_options, args.amp)
         records = Records(model.classes)
         args.out.mkdir(parents=True, exist_ok=True)
         for stem, path in tqdm(images.items(), 'drawing', unit='image', disable=not images):

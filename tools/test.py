@@ -18,6 +18,7 @@ def parse_args(argv):
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help='average over flips (and scales, for segmentors)')
     parser.add_argument('--deploy', action='store_true', help='fold the backbone for inference first')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: fp16 on GPUs, bf16 on CPUs that have it')
     parser.add_argument('--no-tf32', action='store_true', help='float32 on GPUs to its last bit, and slower')
     parser.add_argument('--compile', action='store_true', help='compile the backbone by torch.compile')
     parser.add_argument('--quiet', action='store_true', help='show warnings and results alone; the log has all')
@@ -52,6 +53,8 @@ def test(args):
         openmmlab.show_predictions(cfg, args.show_dir)
     if args.tta:
         openmmlab.use_tta(cfg)
+    if args.amp:
+        warnings += openmmlab.evaluate_by_amp(cfg)
     openmmlab.fit_to_device(cfg)
     runner = openmmlab.BriefRunner.from_cfg(cfg)
     for warning in warnings:

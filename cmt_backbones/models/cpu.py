@@ -7,6 +7,7 @@ the time of CMT-S's first stage. A band of rows goes through all layers within t
 Kernels. PyTorch multiplies float32 matrices by MKL, and convolves by oneDNN, which on AMD's CPUs
 is more than twice as fast, since MKL uses no AVX-512 there. A matrix product is a 1x1 convolution.
 """
+import platform
 from functools import lru_cache
 from typing import Callable, Optional
 
@@ -29,8 +30,12 @@ def is_fast(device: str, dtype: torch.dtype) -> bool:
 
 @lru_cache(maxsize=None)
 def has_bf16() -> bool:
-    """Whether oneDNN computes in bfloat16 here; elsewhere PyTorch's own loops would, many times as slowly."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this processor multiplies in bfloat16, and oneDNN by it; elsewhere float32 is faster."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # On AVX-512 without bfloat16 oneDNN converts there and back.
+    instructions = getattr(torch.cpu, '_is_avx512_bf16_supported', None)  # from PyTorch 2.5 on
+    return instructions is None or platform.machine() not in ('x86_64', 'AMD64') or instructions()
 
 
 def infers_on_cpu(x: Tensor) -> bool:

@@ -19,6 +19,7 @@ from .options import (
     CompileHook,
     CPUAmpOptimWrapper,
     DeployHook,
+    evaluate_by_amp,
     fit_to_device,
     load_config,
     one_line_errors,
@@ -33,9 +34,9 @@ from .terminal import BriefRunner, LoggedImages, Progress, without_warnings_of_o
 
 __all__ = ['LOGGERS', 'BriefRunner', 'CPUAmpOptimWrapper', 'CPUDistributedDataParallel', 'CheckpointMatches',
            'CompileHook', 'ConfigError', 'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles',
-           'config_from_file', 'config_with', 'ended_in_order', 'fit_to_device', 'load_config', 'load_from_disk',
-           'log_to', 'one_line_errors', 'prepare_cpu_processes', 'provide_operators', 'read_without_pickle',
-           'show_predictions', 'use_amp', 'use_tf32', 'use_tta', 'without_warnings_of_others']
+           'config_from_file', 'config_with', 'ended_in_order', 'evaluate_by_amp', 'fit_to_device', 'load_config',
+           'load_from_disk', 'log_to', 'one_line_errors', 'prepare_cpu_processes', 'provide_operators',
+           'read_without_pickle', 'show_predictions', 'use_amp', 'use_tf32', 'use_tta', 'without_warnings_of_others']
 
 try:
     register_backend(BACKEND, WholeFiles)

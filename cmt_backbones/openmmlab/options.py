@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, List, Optional
 
 import mmengine
 import torch
@@ -23,6 +23,7 @@ from mmengine.utils import digit_version
 from torch import nn
 
 from ..models.backbone import switch_to_deploy
+from ..models.cpu import has_bf16
 from ..registration import register
 from . import operators
 from .configs import config_with
@@ -104,6 +105,18 @@ def use_amp(cfg: Config, dtype: str) -> None:
     wrapper.type = 'AmpOptimWrapper'
     # The exponents of bf16 are those of float32: no gradient is lost that a scale would save.
     wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
+
+
+def evaluate_by_amp(cfg: Config) -> List[str]:
+    """Makes a config test by autocast, mmengine's own: in fp16 on GPUs, in bf16 on CPUs.
+
+    Returns:
+        list[str]: What to warn of.
+    """
+    if torch.cuda.is_available() or has_bf16():
+        cfg.test_cfg.fp16 = True
+        return []
+    return ['this processor does not multiply in bfloat16: testing in float32, which is faster here']
 
 
 class CPUAmpOptimWrapper(OptimWrapper):

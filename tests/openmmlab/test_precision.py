@@ -45,6 +45,15 @@ def test_amp_is_refused_for_another_wrapper():
         openmmlab.use_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), 'bf16')
 
 
+@pytest.mark.parametrize('gpu, bf16', [(True, False), (False, True), (False, False)])
+def test_evaluation_by_amp(gpu, bf16, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr('cmt_backbones.openmmlab.options.has_bf16', lambda: bf16)
+    cfg = Config(dict(test_cfg=dict(type='TestLoop')))
+    told = openmmlab.evaluate_by_amp(cfg)
+    assert cfg.test_cfg.get('fp16', False) == (gpu or bf16) == (not told)
+
+
 def test_tf32_for_a_while():
     openmmlab.use_tf32(True)
     with tf32(False):
