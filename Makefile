@@ -7,7 +7,8 @@ DET = configs/mmdet/retinanet_cmt_ti_shapes.py
 SEG = configs/mmseg/upernet_cmt_ti_shapes.py
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup browser test test-stacks lint docs demo demo-seg shapes large-shapes gpu-report
+.PHONY: help setup browser test test-stacks lint docs demo demo-sheet demo-curves demo-report demo-seg shapes \
+	large-shapes gpu-report
 
 help:
 	@echo "make setup     set up alone; with OPERATORS=compiled, mmcv is built (10 minutes, needs g++)"
@@ -58,11 +59,7 @@ demo: shapes
 	PYTHON=$(PY) tools/dist_train.sh $(DET) 2 --work-dir $(DEMO)/retinanet_cmt_ti
 	PYTHON=$(PY) tools/dist_test.sh $(DET) $$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint) 2 \
 		--work-dir $(DEMO)/retinanet_cmt_ti/test --out $(DEMO)/detections.pkl
-	$(PY) tools/draw_detections.py $(DET) $(DEMO)/detections.pkl --out $(DEMO)/detections
-	$(PY) tools/plot_training.py $(DEMO)/retinanet_cmt_ti --out $(DEMO)/detection_curves.png \
-		--metrics 'mAP(_50)?$$'
-	$(PY) tools/report.py $(DEMO)/retinanet_cmt_ti --predictions $(DEMO)/detections.pkl \
-		--out $(DEMO)/detection_report.html
+	@$(MAKE) --no-print-directory -j 2 demo-sheet demo-curves demo-report
 	@echo "==> RetinaNet with CMT-Ti, trained from scratch on 800 drawn scenes by two processes"
 	@sed -n 's/.*"coco\/bbox_mAP": \([0-9.]*\).*/==> box mAP \1 on 100 other scenes/p' \
 		$$(ls -t $(DEMO)/retinanet_cmt_ti/test/*/*.json | head -1); echo
@@ -70,6 +67,17 @@ demo: shapes
 	@echo "==> $(DEMO)/detection_curves.png: loss and mAP"
 	@echo "==> $(DEMO)/detection_report.html: the run on one page, for a browser"
 	@echo "==> your own images: docs/own_dataset.md"
+
+demo-sheet:
+	$(PY) tools/draw_detections.py $(DET) $(DEMO)/detections.pkl --out $(DEMO)/detections
+
+demo-curves:
+	$(PY) tools/plot_training.py $(DEMO)/retinanet_cmt_ti --out $(DEMO)/detection_curves.png \
+		--metrics 'mAP(_50)?$$'
+
+demo-report:
+	$(PY) tools/report.py $(DEMO)/retinanet_cmt_ti --predictions $(DEMO)/detections.pkl \
+		--out $(DEMO)/detection_report.html
 
 demo-seg: large-shapes
 	rm -rf $(DEMO)/upernet_cmt_ti

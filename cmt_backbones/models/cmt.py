@@ -4,11 +4,9 @@ Follows the paper and, where they differ, the official code (github.com/ggjy/CMT
 whose trained weights fit. Inside, maps are channels-last, so that a map (N, C, H, W) and its
 tokens (N, H W, C) are two views of one memory.
 """
-from functools import partial
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from mmengine.model.weight_init import kaiming_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -17,8 +15,9 @@ from ..registration import register
 from . import folding
 from .attention import attention, prepare_bias
 from .backbone import Backbone, DropPath, drop_path_rates
-from .casting import Conv2d, plus_depthwise
-from .cpu import Linear, by_bands, infers_on_cpu
+from .casting import Conv2d
+from .cpu import Linear, in_bands
+from .depthwise import plus_depthwise
 from .irffn import between_products
 from .layer_numbers import cmt_layer_of, cmt_num_layers
 from .options import batch_norm, check, check_cmt_arch, check_norm_cfg, choose_arch, is_whole, prepare
@@ -149,6 +148,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, norm_cfg: Mapping) -> None:
         super().__init__()
+        self.widest = channels / 4
         self.layers = folding.SequentialNormsFirst()
         for i in range(3):
             self.layers.extend([
@@ -157,9 +157,9 @@ class Stem(nn.Module):
                 batch_norm(channels, norm_cfg),
             ])
 
+    @in_bands(halo=6, stride=2)
     def forward(self, x: Tensor) -> Tensor:
-        channels = self.layers[0].out_channels
-        return by_bands(self.layers, x, widest=channels // 4, halo=6, stride=2, whole=self.training)
+        return self.layers(x)
 
 
 class Stage(nn.Module):
@@ -206,7 +206,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = LightweightAttention(channels, num_heads, reduction, norm_cfg)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.ffn = IRFFN(channels, int(channels * mlp_ratio), norm_cfg)
+        self.widest = int(channels * mlp_ratio)
+        self.ffn = IRFFN(channels, self.widest, norm_cfg)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, bias: Any) -> Tensor:
@@ -216,10 +217,9 @@ class Block(nn.Module):
         normalised = self.norm1(x)
         normalised = normalised.to(product_dtype(x))  # once, for queries, keys and values
         x = self.drop_path(x, self.attn(normalised, (height, width), bias), of_attention)
-        x = to_map(x, height, width)
-        return by_bands(partial(self.transform, scale=of_ffn), x, widest=self.ffn.expand.out_channels, halo=1,
-                        whole=self.training)
+        return self.transform(to_map(x, height, width), scale=of_ffn)
 
+    @in_bands(halo=1)
     def transform(self, x: Tensor, scale: Optional[Tensor] = None) -> Tensor:
         """The feed-forward half; by stochastic depth its branch has a scale."""
         normalised = to_map(self.norm2(to_tokens(x)), *x.shape[2:])
@@ -282,17 +282,7 @@ class ShortcutDepthwise(Conv2d):
         self.shortcut = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.shortcut:
-            return super().forward(x)
-        if infers_on_cpu(x) and product_dtype(x) == torch.float32:
-            return F.conv2d(x, self.whole_weight(), self.bias, padding=1, groups=self.groups)
-        return plus_depthwise(x, *self.weights())
-
-    def whole_weight(self) -> Tensor:
-        """The kernels (C, 1, 3, 3) with the shortcut in them, 1 more at the centre: a pass over x less."""
-        if not self.shortcut:
-            return self.weight
-        return self.weight + (torch.arange(9, device=self.weight.device) == 4).view(3, 3)
+        return plus_depthwise(x, *self.weights()) if self.shortcut else super().forward(x)
 
     def fold(self) -> None:
         folding.fold_shortcut(self)

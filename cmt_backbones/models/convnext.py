@@ -16,7 +16,7 @@ from ..registration import register
 from . import folding
 from .backbone import Backbone, DropPath, drop_path_rates
 from .casting import Conv2d
-from .cpu import Linear, by_bands, gelu_of
+from .cpu import Linear, gelu_of, in_bands
 from .layer_numbers import convnext_layer_of, convnext_num_layers
 from .options import check, check_convnext_arch, choose_arch, is_number, prepare
 
@@ -161,6 +161,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pwconv1 = Linear(channels, 4 * channels)
         self.use_grn = use_grn
+        self.widest = None if use_grn else 4 * channels  # GRN sees the whole map
         self.grn = GRN(4 * channels) if use_grn else nn.Identity()
         self.pwconv2 = Linear(4 * channels, channels)
         self.gamma = None
@@ -173,9 +174,9 @@ class Block(nn.Module):
         shortcut = x
         if self.gamma is not None:  # under autocast its product would be in float32, and with it the sum
             shortcut = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
-        return by_bands(self.mlp, shortcut, self.dwconv(x), widest=self.pwconv1.out_features,
-                        whole=self.training or self.use_grn)
+        return self.mlp(shortcut, self.dwconv(x))
 
+    @in_bands()
     def mlp(self, shortcut: Tensor, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = self.grn(gelu_of(self.pwconv1, self.norm(x)))  # (N, H, W, 4 C)

@@ -5,11 +5,12 @@ between fits no cache, and malloc maps every such array anew and clears it, whic
 the time of CMT-S's first stage. A band of rows goes through all layers within the cache, at inference.
 
 Kernels. PyTorch multiplies float32 matrices by MKL, and convolves by oneDNN, which on AMD's CPUs
-is more than twice as fast, since MKL uses no AVX-512 there. A matrix product is a 1x1 convolution.
+is faster, with 512-bit units more than twice, since MKL uses no AVX-512 there. A matrix product is a 1x1
+convolution. oneDNN can also take the GELU of what it just computed, which saves a pass over the widest map.
 """
 import platform
-from functools import lru_cache
-from typing import Callable, Optional
+from functools import lru_cache, partial, wraps
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -43,26 +44,37 @@ def infers_on_cpu(x: Tensor) -> bool:
     return is_fast(x.device.type, product_dtype(x)) and not torch.is_grad_enabled() and not computes_plainly()
 
 
-def by_bands(f: Callable[..., Tensor], *maps: Tensor, widest: int, halo: int = 0,
-             stride: int = 1, whole: bool = False) -> Tensor:
-    """``f(*maps)``, at inference on CPUs in bands of rows, or a few images at a time where those are small.
+def in_bands(halo: int = 0, stride: int = 1) -> Callable:
+    """Decorates a method from maps to a map, to be computed by :func:`by_bands` in a module that is in eval mode.
+
+    The module has an attribute `widest`; None there, too, says that the method must see all of a map at once.
+    """
+    def decorate(method: Callable) -> Callable:
+        @wraps(method)
+        def banded(self: nn.Module, *maps: Tensor, **others: Any) -> Tensor:
+            if self.training or self.widest is None or not infers_on_cpu(maps[0]):
+                return method(self, *maps, **others)
+            return by_bands(partial(method, self, **others), *maps, widest=self.widest, halo=halo, stride=stride)
+        return banded
+    return decorate
+
+
+def by_bands(f: Callable[..., Tensor], *maps: Tensor, widest: float, halo: int = 0, stride: int = 1) -> Tensor:
+    """``f(*maps)`` in bands of rows, or a few images at a time where those are small.
 
     Args:
         f (Callable): From maps (N, C, H, W) to maps (N, C', H / stride, W / stride). What it gives for
             a row may depend on `halo` rows above and below, as convolutions that pad with zeros do.
         maps (Tensor): (N, C, H, W), C of each its own; H divides by `stride`.
-        widest (int): How many numbers the largest array within `f` has for each pixel of a map.
+        widest (float): How many numbers the largest array within `f` has for each pixel of a map.
         halo (int): In rows of a map, a multiple of `stride`.
         stride (int): Of `f`, over all its layers.
-        whole (bool): Whether `f` must see all of a map at once, for batch statistics or random numbers.
 
     Returns:
         Tensor: ``f(*maps)``, equal up to rounding.
     """
-    if whole or not infers_on_cpu(maps[0]):
-        return f(*maps)
     images, _, height, width = maps[0].shape
-    rows = max(BAND_SIZE // (widest * width), 4 * halo, stride) // stride * stride
+    rows = max(int(BAND_SIZE / (widest * width)), 4 * halo, stride) // stride * stride
     if rows >= images * height:
         return f(*maps)
     if rows >= height:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .casting import cast, convolution_backward
+from .casting import cast
 from .cpu import gelu_of, gelu_of_convolution
+from .depthwise import convolution_backward, with_shortcut
 from .kept_norm import KeptNorm, count_batch, gelu_backward, may_keep_less
 from .tracing import differentiable_gradients
 
@@ -34,7 +35,8 @@ def between_products(x: Tensor, expand: nn.Module, norm1: nn.Module, dwconv: nn.
         Tensor: (N, C, H, W).
     """
     if not may_keep_less(x, (expand, norm1, dwconv, norm2, project), (norm1, norm2)):
-        x = gelu_of_convolution(norm1(gelu_of(expand, x)), dwconv.whole_weight(), dwconv.bias, 1, dwconv.groups)
+        weight = with_shortcut(dwconv.weight) if dwconv.shortcut else dwconv.weight
+        x = gelu_of_convolution(norm1(gelu_of(expand, x)), weight, dwconv.bias, 1, dwconv.groups)
         return project(norm2(x))
     x = expand(x)
     count_batch(norm1, norm2)

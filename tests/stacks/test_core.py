@@ -67,7 +67,7 @@ def test_autocast(kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_compiler_may_look_at_it(kind):
     x, backbone = torch.rand(1, 3, 64, 96), build(kind)
-    for training in (False, True):
+    for training in (True, False):  # on Python 3.13.0 PyTorch fails the other way round (docs/inference.md)
         backbone.train(training)
         for out, expected in zip(torch.compile(backbone, backend='eager', dynamic=True)(x), backbone(x)):
             assert torch.allclose(out, expected, rtol=1e-4, atol=1e-5)
