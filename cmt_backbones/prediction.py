@@ -19,9 +19,8 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import nn
 
-from .models.cpu import has_bf16
 from .openmmlab.checkpoints import load_checkpoint
-from .openmmlab.inference import build_model, predict, read_config
+from .openmmlab.inference import build_model, compute_by_amp, predict, read_config
 from .openmmlab.matching import ModelError, written_config
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -104,8 +103,8 @@ class Prediction:
 class Predictor:
     """A detector or segmentor that takes images as they come. See :func:`load_model`."""
 
-    def __init__(self, model: nn.Module, amp: bool = False) -> None:
-        self.model, self.amp = model, amp
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
 
     @property
     def classes(self) -> tuple:
@@ -134,8 +133,7 @@ class Predictor:
 
     def find(self, image: np.ndarray) -> Any:
         """A data sample of what is in an image (H, W, 3), uint8, BGR."""
-        with torch.autocast(next(self.model.parameters()).device.type, enabled=self.amp):
-            return predict(self.model, image)
+        return predict(self.model, image)
 
 
 class FilePredictor(Predictor):
@@ -181,7 +179,9 @@ def load_model(config: PathLike, checkpoint: Optional[PathLike] = None, device: 
         config = read_config(config, options)
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     model = build_model(config, None if checkpoint is None else str(checkpoint), device, deploy)
-    return Predictor(model, amp and (not str(device).startswith('cpu') or has_bf16()))
+    if amp:
+        compute_by_amp(model)
+    return Predictor(model)
 
 
 def config_of(checkpoint: PathLike) -> Config:

@@ -53,8 +53,6 @@ def test(args):
         openmmlab.show_predictions(cfg, args.show_dir)
     if args.tta:
         openmmlab.use_tta(cfg)
-    if args.amp:
-        warnings += openmmlab.evaluate_by_amp(cfg)
     openmmlab.fit_to_device(cfg)
     runner = openmmlab.BriefRunner.from_cfg(cfg)
     for warning in warnings:
@@ -62,6 +60,8 @@ def test(args):
     runner.register_hook(openmmlab.CheckpointMatches())
     if args.deploy:
         runner.register_hook(openmmlab.DeployHook())
+    if args.amp:
+        runner.register_hook(openmmlab.AmpHook())
     if args.compile:
         runner.register_hook(openmmlab.CompileHook())
     if args.out and detector:

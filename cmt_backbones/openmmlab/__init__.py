@@ -16,10 +16,10 @@ from .matching import CheckpointMatches, ConfigError, ModelError
 from .named import register_names
 from .operators import provide as provide_operators
 from .options import (
+    AmpHook,
     CompileHook,
     CPUAmpOptimWrapper,
     DeployHook,
-    evaluate_by_amp,
     fit_to_device,
     load_config,
     one_line_errors,
@@ -32,9 +32,9 @@ from .processes import CPUDistributedDataParallel, ended_in_order, prepare_cpu_p
 from .services import LOGGERS, log_to
 from .terminal import BriefRunner, LoggedImages, Progress, without_warnings_of_others
 
-__all__ = ['LOGGERS', 'BriefRunner', 'CPUAmpOptimWrapper', 'CPUDistributedDataParallel', 'CheckpointMatches',
+__all__ = ['LOGGERS', 'AmpHook', 'BriefRunner', 'CPUAmpOptimWrapper', 'CPUDistributedDataParallel', 'CheckpointMatches',
            'CompileHook', 'ConfigError', 'DeployHook', 'LoggedImages', 'ModelError', 'Progress', 'WholeFiles',
-           'config_from_file', 'config_with', 'ended_in_order', 'evaluate_by_amp', 'fit_to_device', 'load_config',
+           'config_from_file', 'config_with', 'ended_in_order', 'fit_to_device', 'load_config',
            'load_from_disk', 'log_to', 'one_line_errors', 'prepare_cpu_processes', 'provide_operators',
            'read_without_pickle', 'show_predictions', 'use_amp', 'use_tf32', 'use_tta', 'without_warnings_of_others']
 

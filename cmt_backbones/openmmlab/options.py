@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, Optional
 
 import mmengine
 import torch
@@ -23,10 +23,10 @@ from mmengine.utils import digit_version
 from torch import nn
 
 from ..models.backbone import switch_to_deploy
-from ..models.cpu import has_bf16
 from ..registration import register
 from . import operators
 from .configs import config_with
+from .inference import compute_by_amp
 from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
 from .terminal import without_warnings_of_others
@@ -107,18 +107,6 @@ def use_amp(cfg: Config, dtype: str) -> None:
     wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
 
 
-def evaluate_by_amp(cfg: Config) -> List[str]:
-    """Makes a config test by autocast, mmengine's own: in fp16 on GPUs, in bf16 on CPUs.
-
-    Returns:
-        list[str]: What to warn of.
-    """
-    if torch.cuda.is_available() or has_bf16():
-        cfg.test_cfg.fp16 = True
-        return []
-    return ['this processor does not multiply in bfloat16: testing in float32, which is faster here']
-
-
 class CPUAmpOptimWrapper(OptimWrapper):
     """Training by autocast on a CPU, where mmengine's AmpOptimWrapper asserts a GPU; in bf16, without a scale."""
 
@@ -146,16 +134,16 @@ def one_line_errors(command: str) -> Iterator[None]:
 def fit_to_device(cfg: Config) -> Optional[str]:
     """Lets a recipe of mixed precision train where there is no GPU, and tells how.
 
-    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible (:func:`use_amp`) and was slower
-    than float32 for both backbones: a step of RetinaNet with ConvNeXt-T takes 1.3 times as long on a processor
-    with avx512_bf16 (docs/training.md). So a recipe of mixed precision is trained in float32.
+    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible (:func:`use_amp`), and faster than
+    float32 on processors that have it (docs/training.md). A recipe of mixed precision does not say which, and is
+    trained in float32.
     """
     if torch.cuda.is_available() or cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
         return None
     cfg.optim_wrapper.type = 'OptimWrapper'
     for key in ('loss_scale', 'dtype', 'use_fsdp'):
         cfg.optim_wrapper.pop(key, None)
-    return 'no GPU here: training in float32 instead of mixed precision, which is slower on CPUs'
+    return 'no GPU here: training in float32 instead of mixed precision; --amp bf16 is for processors that have it'
 
 
 def use_tta(cfg: Config) -> None:
@@ -197,6 +185,14 @@ class DeployHook(Hook):
     def before_test(self, runner: Runner) -> None:
         if not switch_to_deploy(runner.model):
             raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
+
+
+class AmpHook(Hook):
+    """Tests by autocast; see :func:`~cmt_backbones.openmmlab.inference.compute_by_amp`."""
+
+    def before_test(self, runner: Runner) -> None:
+        if not compute_by_amp(runner.model):
+            runner.logger.warning('this processor does not multiply in bfloat16: testing in float32, which is faster')
 
 
 class CompileHook(Hook):

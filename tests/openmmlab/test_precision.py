@@ -7,6 +7,7 @@ from torch import nn
 import small_runs
 import tool
 from cmt_backbones import openmmlab
+from cmt_backbones.openmmlab import inference
 from cmt_backbones.openmmlab.options import tf32
 
 
@@ -45,13 +46,34 @@ def test_amp_is_refused_for_another_wrapper():
         openmmlab.use_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))), 'bf16')
 
 
-@pytest.mark.parametrize('gpu, bf16', [(True, False), (False, True), (False, False)])
-def test_evaluation_by_amp(gpu, bf16, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
-    monkeypatch.setattr('cmt_backbones.openmmlab.options.has_bf16', lambda: bf16)
-    cfg = Config(dict(test_cfg=dict(type='TestLoop')))
-    told = openmmlab.evaluate_by_amp(cfg)
-    assert cfg.test_cfg.get('fp16', False) == (gpu or bf16) == (not told)
+@pytest.mark.parametrize('name, wanted', [
+    ('backbone', True), ('neck', True), ('bbox_head', True), ('rpn_head', True), ('roi_head', False),
+    ('roi_head.bbox_head.2', True), ('roi_head.mask_head', True), ('decode_head', True), ('backbone.stem', False),
+    ('bbox_head.cls_convs.0', False)])
+def test_what_is_computed_by_amp(name, wanted):
+    assert bool(inference.PARTS_BY_AMP.search(name)) == wanted
+
+
+@pytest.mark.parametrize('bf16', [True, False])
+def test_a_test_by_amp(config, bf16, tmp_path, monkeypatch):
+    """Heads get and give float32 whatever is computed in between."""
+    monkeypatch.setattr(inference, 'has_bf16', lambda: bf16)
+    cfg = openmmlab.config_from_file(config)
+    model = inference.build_model(cfg)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=model.dataset_meta)), tmp_path / 'w.pth')
+    seen = {}
+
+    def look(module, inputs, out):
+        if isinstance(module, nn.Conv2d):
+            seen.setdefault('convolutions', set()).add(out.dtype)
+        elif type(module).__name__ == 'RetinaHead':
+            seen['head'] = {x.dtype for level in out for x in level}
+    handle = nn.modules.module.register_module_forward_hook(look)
+    try:
+        tool.run('test', config, tmp_path / 'w.pth', '--work-dir', tmp_path, '--no-check', '--amp')
+    finally:
+        handle.remove()
+    assert seen == dict(convolutions={torch.bfloat16 if bf16 else torch.float32}, head={torch.float32})
 
 
 def test_tf32_for_a_while():
