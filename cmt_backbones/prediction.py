@@ -19,8 +19,9 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import nn
 
+from .openmmlab.amp import compute_by_amp
 from .openmmlab.checkpoints import load_checkpoint
-from .openmmlab.inference import build_model, compute_by_amp, predict, read_config
+from .openmmlab.inference import build_model, predict, read_config
 from .openmmlab.matching import ModelError, written_config
 
 PathLike = Union[str, 'os.PathLike[str]']

@@ -14,7 +14,7 @@ import tool
 from cmt_backbones import load_model
 from cmt_backbones.data import shapes as drawn_scenes
 from cmt_backbones.export import publishing
-from cmt_backbones.openmmlab import ModelError, inference
+from cmt_backbones.openmmlab import ModelError, amp
 from cmt_backbones.prediction import Records, box_around
 
 
@@ -54,10 +54,10 @@ def test_by_autocast(trained, monkeypatch):
     """In bfloat16, which random weights make much of; a processor without it stays in float32."""
     config, weights, photo = trained
     plain = load_model(config, weights, device='cpu').predict(photo, 0.)
-    monkeypatch.setattr(inference, 'has_bf16', lambda: False)
+    monkeypatch.setattr(amp, 'has_bf16', lambda: False)
     found = load_model(config, weights, device='cpu', amp=True).predict(photo, 0.)
     assert np.array_equal(found.scores, plain.scores)
-    monkeypatch.setattr(inference, 'has_bf16', lambda: True)
+    monkeypatch.setattr(amp, 'has_bf16', lambda: True)
     model = load_model(config, weights, device='cpu', amp=True)
     dtypes = []
     for part in model.model.backbone.modules():

@@ -9,6 +9,7 @@ import warnings
 
 from mmengine.fileio import register_backend
 
+from .amp import AmpHook, CPUAmpOptimWrapper, use_amp
 from .checkpoints import let_mmengine_resume, load_from_disk, read_without_pickle
 from .configs import config_from_file, config_with
 from .files import BACKEND, WholeFiles
@@ -16,15 +17,12 @@ from .matching import CheckpointMatches, ConfigError, ModelError
 from .named import register_names
 from .operators import provide as provide_operators
 from .options import (
-    AmpHook,
     CompileHook,
-    CPUAmpOptimWrapper,
     DeployHook,
     fit_to_device,
     load_config,
     one_line_errors,
     show_predictions,
-    use_amp,
     use_tf32,
     use_tta,
 )

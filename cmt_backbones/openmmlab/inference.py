@@ -1,21 +1,17 @@
 """The model of a config with the weights of a checkpoint, for the commands that look at one."""
 import os
-import re
-from functools import wraps
-from typing import Any, Callable, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.model import BaseModule, revert_sync_batchnorm
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from ..models.backbone import switch_to_deploy
-from ..models.cpu import has_bf16
 from .checkpoints import load_checkpoint
 from .configs import config_with
 from .matching import ConfigError, ModelError, check_weights
@@ -61,37 +57,6 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
     if deploy and not switch_to_deploy(model):
         raise ModelError('the deployed form is one of the backbones of cmt_backbones, and the model has none')
     return model.to(device)
-
-
-def compute_by_amp(model: nn.Module) -> bool:
-    """Lets backbone, neck and heads of a model compute by autocast, in fp16 on a GPU, in bf16 on a CPU that has it.
-
-    What they return is in float32 again, so that boxes are too: in bf16 those of a large image would be off by pixels.
-
-    Returns:
-        bool: Whether it does; on a processor without bf16 float32 is faster, and stays.
-    """
-    device = next(model.parameters()).device.type
-    if device == 'cpu' and not has_bf16():
-        return False
-    for name, module in model.named_modules():
-        if PARTS_BY_AMP.search(name) and isinstance(module, BaseModule):
-            module.forward = by_amp(module.forward, device)
-    return True
-
-
-# Not `roi_head`, which holds heads and is none.
-PARTS_BY_AMP = re.compile(r'(^|\.)(backbone|neck|(?!roi_)\w*_head)(\.\d+)?$')
-
-
-def by_amp(forward: Callable, device: str) -> Callable:
-    """A forward method under autocast, whose results are in float32."""
-    @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device):
-            out = forward(*args, **kwargs)
-        return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, out)
-    return run
 
 
 def load_weights(model: nn.Module, checkpoint: str, cfg: Optional[dict] = None) -> dict:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator, Optional
+from typing import Iterator, Optional
 
 import mmengine
 import torch
@@ -16,17 +16,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
-from torch import nn
 
 from ..models.backbone import switch_to_deploy
 from ..registration import register
 from . import operators
 from .configs import config_with
-from .inference import compute_by_amp
 from .matching import ConfigError, ModelError
 from .processes import prepare_cpu_processes
 from .terminal import without_warnings_of_others
@@ -91,35 +88,6 @@ def tf32(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def use_amp(cfg: Config, dtype: str) -> None:
-    """Makes a config train in mixed precision, ``'bf16'`` or ``'fp16'``; without a GPU in bf16 alone."""
-    wrapper = cfg.optim_wrapper
-    if wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise SystemExit(f'--amp works with an OptimWrapper, and the config has {wrapper.type}')
-    wrapper.dtype = dict(bf16='bfloat16', fp16='float16')[dtype]
-    if dtype == 'bf16' and not torch.cuda.is_available():
-        wrapper.type = 'cmt_backbones.openmmlab.CPUAmpOptimWrapper'
-        for key in ('loss_scale', 'use_fsdp'):
-            wrapper.pop(key, None)
-        return
-    wrapper.type = 'AmpOptimWrapper'
-    # The exponents of bf16 are those of float32: no gradient is lost that a scale would save.
-    wrapper.setdefault('loss_scale', 'dynamic' if dtype == 'fp16' else 1.)
-
-
-class CPUAmpOptimWrapper(OptimWrapper):
-    """Training by autocast on a CPU, where mmengine's AmpOptimWrapper asserts a GPU; in bf16, without a scale."""
-
-    def __init__(self, dtype: str = 'bfloat16', **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.cast_dtype = getattr(torch, dtype)
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), torch.autocast('cpu', self.cast_dtype):
-            yield
-
-
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
     """What a user can mend ends a command with what it says, and Ctrl-C without a word."""
@@ -134,7 +102,7 @@ def one_line_errors(command: str) -> Iterator[None]:
 def fit_to_device(cfg: Config) -> Optional[str]:
     """Lets a recipe of mixed precision train where there is no GPU, and tells how.
 
-    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible (:func:`use_amp`), and faster than
+    mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible (:func:`~.amp.use_amp`), and faster than
     float32 on processors that have it (docs/training.md). A recipe of mixed precision does not say which, and is
     trained in float32.
     """
@@ -185,14 +153,6 @@ class DeployHook(Hook):
     def before_test(self, runner: Runner) -> None:
         if not switch_to_deploy(runner.model):
             raise ValueError('--deploy needs a backbone of cmt_backbones, and the model has none')
-
-
-class AmpHook(Hook):
-    """Tests by autocast; see :func:`~cmt_backbones.openmmlab.inference.compute_by_amp`."""
-
-    def before_test(self, runner: Runner) -> None:
-        if not compute_by_amp(runner.model):
-            runner.logger.warning('this processor does not multiply in bfloat16: testing in float32, which is faster')
 
 
 class CompileHook(Hook):

@@ -7,7 +7,7 @@ from torch import nn
 import small_runs
 import tool
 from cmt_backbones import openmmlab
-from cmt_backbones.openmmlab import inference
+from cmt_backbones.openmmlab import amp, inference
 from cmt_backbones.openmmlab.options import tf32
 
 
@@ -51,13 +51,13 @@ def test_amp_is_refused_for_another_wrapper():
     ('roi_head.bbox_head.2', True), ('roi_head.mask_head', True), ('decode_head', True), ('backbone.stem', False),
     ('bbox_head.cls_convs.0', False)])
 def test_what_is_computed_by_amp(name, wanted):
-    assert bool(inference.PARTS_BY_AMP.search(name)) == wanted
+    assert bool(amp.PARTS_BY_AMP.search(name)) == wanted
 
 
 @pytest.mark.parametrize('bf16', [True, False])
 def test_a_test_by_amp(config, bf16, tmp_path, monkeypatch):
     """Heads get and give float32 whatever is computed in between."""
-    monkeypatch.setattr(inference, 'has_bf16', lambda: bf16)
+    monkeypatch.setattr(amp, 'has_bf16', lambda: bf16)
     cfg = openmmlab.config_from_file(config)
     model = inference.build_model(cfg)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=model.dataset_meta)), tmp_path / 'w.pth')
