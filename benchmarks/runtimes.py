@@ -80,7 +80,7 @@ def of_model(name: str, way: str, shape: tuple[int, int], threads: int):
     x = images(spec, 1, shape, torch.device('cpu'), torch.float32)
     if spec:
         return work(build(spec), x, False)
-    model = model_of(name, shape, deploy=not way.startswith('as built'))
+    model = model_of(name, shape, deploy=way != 'as built')
     if way == 'compiled':
         model.backbone.compile()
     run = work(model.backbone if name in CONFIGS else model, x, False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .depthwise import with_shortcut
 from .kept_norm import norm_of_gelu
 
 
@@ -52,10 +53,8 @@ def fold_scale_after(layer: nn.Linear, scale: Tensor) -> None:
 
 
 def fold_shortcut(conv: nn.Conv2d) -> None:
-    """Makes a depthwise convolution compute ``x + conv(x)``: 1 more at the centre of its kernels."""
-    weight = conv.weight.double()
-    weight[..., weight.shape[2] // 2, weight.shape[3] // 2] += 1
-    store(conv, weight, conv.bias.double())
+    """Makes a depthwise 3x3 convolution compute ``x + conv(x)``: 1 more at the centre of its kernels."""
+    store(conv, with_shortcut(conv.weight.double()), conv.bias.double())
 
 
 def affine(norm: nn.BatchNorm2d) -> Tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_map
 
 from ..models.cpu import has_bf16
 
+# Not `roi_head`, which holds heads and is none.
+PARTS_BY_AMP = re.compile(r'(^|\.)(backbone|neck|(?!roi_)\w*_head)(\.\d+)?$')
+
 
 def use_amp(cfg: Config, dtype: str) -> None:
     """Makes a config train in mixed precision, ``'bf16'`` or ``'fp16'``; without a GPU in bf16 alone."""
@@ -68,10 +71,6 @@ def compute_by_amp(model: nn.Module) -> bool:
         if PARTS_BY_AMP.search(name) and isinstance(module, BaseModule):
             module.forward = by_amp(module.forward, device)
     return True
-
-
-# Not `roi_head`, which holds heads and is none.
-PARTS_BY_AMP = re.compile(r'(^|\.)(backbone|neck|(?!roi_)\w*_head)(\.\d+)?$')
 
 
 def by_amp(forward: Callable, device: str) -> Callable:

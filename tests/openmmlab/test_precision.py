@@ -7,6 +7,7 @@ from torch import nn
 import small_runs
 import tool
 from cmt_backbones import openmmlab
+from cmt_backbones.models.casting import Conv2d
 from cmt_backbones.openmmlab import amp, inference
 from cmt_backbones.openmmlab.options import tf32
 
@@ -102,10 +103,12 @@ def config(tmp_path_factory):
     (['--amp', 'bf16', '--no-tf32'], torch.bfloat16, ('highest', False)), ([], torch.float32, ('high', True))])
 def test_a_training(config, arguments, dtype, expected, tmp_path):
     """In bf16 on this CPU: what layers of backbone and head compute, in training and in the validation behind it."""
-    seen = {True: set(), False: set()}
+    seen, depthwise = {True: set(), False: set()}, set()
 
     def look(module, inputs, out):
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and getattr(module, 'groups', 1) == 1:  # depthwise: test_cpu.py
+        if type(module) is Conv2d and module.groups > 1 and module.training:  # in float32 on CPUs
+            depthwise.add(out.dtype)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
             seen[module.training].add(out.dtype)
     handle = nn.modules.module.register_module_forward_hook(look)
     try:
@@ -113,6 +116,7 @@ def test_a_training(config, arguments, dtype, expected, tmp_path):
     finally:
         handle.remove()
     assert seen[True] == {dtype} and seen[False] == {torch.float32} and precision() == expected
+    assert depthwise == {torch.float32}
     state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
     assert all(value.dtype != torch.bfloat16 and value.isfinite().all() for value in state.values())
     moved = [name for name, value in state.items() if name.endswith('retina_cls.bias') and len(value.unique()) > 1]
