@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from cmt_backbones.openmmlab import config_from_file
+from cmt_backbones.openmmlab import CheckpointMatches, config_from_file
 
 # isort: split
 from mmengine.runner import Runner
@@ -26,7 +26,9 @@ def box_map(args, way, scale, folder):
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.type == 'Resize':
             step.scale = scale
-    return Runner.from_cfg(cfg).test()['coco/bbox_mAP']
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(CheckpointMatches())  # else weights of another shape are left out, and the rest is evaluated
+    return runner.test()['coco/bbox_mAP']
 
 
 def width_and_height(text):

@@ -26,6 +26,7 @@ import torch
 
 import cmt_backbones.classifier  # noqa: F401  (registers cmt_tiny)
 from cmt_backbones.analysis.flops import count
+from cmt_backbones.export.model_card import table
 from cmt_backbones.visualization.training_curves import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -44,15 +45,10 @@ OF_TIMM = dict(cmt_ti=('cmt_tiny', dict(img_size=64)), r18=('resnet18', {}), pvt
                convnext_half=('convnext_tiny', dict(dims=(48, 96, 192, 384))))
 # RetinaNet's neck and head of 128 channels, half of its own: a step takes 0.6 of the time.
 NARROW = ['model.neck.out_channels=128', 'model.bbox_head.in_channels=128', 'model.bbox_head.feat_channels=128']
-LAYER_DECAY = ['optim_wrapper.constructor=cmt_backbones.LayerDecayOptimWrapperConstructor',
-               'optim_wrapper.paramwise_cfg.decay_rate=0.8']
 VARIANTS = {
     'frozen': ['model.backbone.frozen_stages=1'],
-    'layer_decay': LAYER_DECAY,
-    'norm_eval': ['model.backbone.norm_eval=True'],
-    'drop_path': ['model.backbone.drop_path_rate=0.1'],
-    'beta': ['optim_wrapper.optimizer.betas=(0.9,0.98)'],
-    'decay': ['optim_wrapper.optimizer.weight_decay=0.05'],
+    'layer_decay': ['optim_wrapper.constructor=cmt_backbones.LayerDecayOptimWrapperConstructor',
+                    'optim_wrapper.paramwise_cfg.decay_rate=0.8'],
     'slow': ['optim_wrapper.optimizer.lr=2e-4'],
     'fast': ['optim_wrapper.optimizer.lr=1e-3'],
 }
@@ -69,14 +65,18 @@ def all_runs():
                 for backbone in ('convnext_half', 'pvt_v2_b1'))
 
 
-def of_timm(backbone):
-    """The file of a classifier under names that the backbone reads."""
-    file = CLASSIFIERS / backbone / 'last.pth'
-    if backbone != 'pvt_v2_b1' or not file.exists():
+def classifier(backbone):
+    return CLASSIFIERS / backbone / 'last.pth'
+
+
+def weights_for(run):
+    """The file of a run's classifier, under names that the backbone reads."""
+    backbone = run.split('/')[1]
+    file = classifier(backbone)
+    if backbone != 'pvt_v2_b1':
         return file
     # timm numbers stages from 0 and has their parts within; mmdet converts names of the official file.
-    renamed = file.with_name('official_names.pth')
-    state = {}
+    renamed, state = WORK / run / 'official_names.pth', {}
     for name, value in torch.load(file, map_location='cpu', weights_only=False)['state_dict'].items():
         name = re.sub(r'^patch_embed\.', 'patch_embed1.', name)
         name = re.sub(r'^stages\.(\d)\.downsample\.', lambda m: f'patch_embed{int(m[1]) + 1}.', name)
@@ -96,7 +96,7 @@ def command(run):
         options += ['model.backbone.type=ResNet']  # mmseg's own has another stem than the classifier
     if start == 'cifar':
         options += ['model.backbone.init_cfg.type=Pretrained',
-                    f'model.backbone.init_cfg.checkpoint={of_timm(backbone).relative_to(ROOT)}']
+                    f'model.backbone.init_cfg.checkpoint={weights_for(run).relative_to(ROOT)}']
         if (task, backbone) == ('bccd', 'r18'):
             options += ['model.backbone.init_cfg._delete_=True']  # its config has None
     return [f'benchmarks/configs/{TASKS[task][0]}_{backbone}.py', '--cfg-options', *options]
@@ -136,6 +136,7 @@ def results():
 
 def keep(run, result):
     """Adds a result to the file, which other processes write too."""
+    WORK.mkdir(parents=True, exist_ok=True)
     with (WORK / 'lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = {**results(), run: result}
@@ -162,20 +163,16 @@ def last_of(result):
     return list(result['val'].values())[-1]
 
 
-def table_row(*cells):
-    return '| ' + ' | '.join(map(str, cells)) + ' |'
-
-
 def show_classifiers(done):
     rows = {b: done[f'cifar10/{b}'] for b in NAMES if f'cifar10/{b}' in done}
     longest = max(len(row['top1']) for row in rows.values())
-    print(table_row('', 'GMACs', 'minutes', *range(1, 1 + longest)))
+    lines = []
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout='constrained')
     for backbone, row in rows.items():
         cost = gmacs(backbone)
         top1 = [f'{v:.1f}' for v in row['top1']]
-        print(table_row(NAMES[backbone], f'{cost:.3f}', f'{sum(row["seconds"]) / 60:.0f}',
-                        *top1, *[''] * (longest - len(top1))))
+        lines += [[NAMES[backbone], f'{cost:.3f}', f'{sum(row["seconds"]) / 60:.0f}',
+                   *top1, *[''] * (longest - len(top1))]]
         epochs = range(1, 1 + len(row['top1']))
         for axis, unit in zip(axes, (1, 3 * 50000 * cost / 1e6)):  # backward takes twice as much as forward
             axis.plot([unit * i for i in epochs], row['top1'], '.-', color=COLORS[backbone], label=NAMES[backbone])
@@ -183,6 +180,7 @@ def show_classifiers(done):
     axes[1].set(xlabel='multiply-adds of the training, 1e15')
     axes[0].legend(loc='lower right')
     figure.savefig(RESULTS.with_name('real_photos_classifiers.png'), dpi=110)
+    return table(['', 'GMACs', 'minutes', *range(1, 1 + longest)], lines)
 
 
 def show_transfer(done):
@@ -191,8 +189,8 @@ def show_transfer(done):
         return [done[run]['test'] if which == 'test' else last_of(done[run]) for run in runs]
 
     starts = dict(scratch='from scratch', cifar='from CIFAR-10')
-    print(table_row('', *[f'{TITLES[task][which]}, {name}' for task in TASKS for which in ('val', 'test')
-                          for name in starts.values()]))
+    head = [f'{TITLES[task][which]}, {name}' for task in TASKS for which in ('val', 'test') for name in starts.values()]
+    lines = []
     shown = [backbone for backbone in NAMES if any(f'/{backbone}/' in run for run in done)]
     figure, axes = plt.subplots(1, 2, figsize=(9, 1.1 + 0.55 * len(shown)), sharey=True, layout='constrained')
     for row, backbone in enumerate(shown):
@@ -206,30 +204,31 @@ def show_transfer(done):
             for start, v in found.items():
                 axis.plot(v, [row] * len(v), 'o', color=COLORS[backbone], label=starts[start] if row == 0 else None,
                           markerfacecolor='white' if start == 'scratch' else None)
-        print(table_row(NAMES[backbone], *cells))
+        lines += [[NAMES[backbone], *cells]]
     for task, axis in zip(TASKS, axes):
         axis.set(yticks=range(len(shown)), yticklabels=[NAMES[backbone] for backbone in shown],
                  ylim=(len(shown) - 0.5, -0.5), title=TITLES[task]['test'], xlabel=UNITS[task])
         axis.grid(axis='x', alpha=0.3)
     axes[0].legend(loc='lower right', fontsize='small')
     figure.savefig(RESULTS.with_name('real_photos.png'), dpi=110)
+    return table(['', *head], lines)
 
 
 def show_variants(done):
     """What was tried with seed 0, beside seed 0 as it is."""
-    print(table_row('seed 0', 'val', 'test'))
+    lines = []
     for prefix in sorted({run.rpartition('/')[0] for run in done if run.rpartition('/')[2] in VARIANTS}):
         for run in (f'{prefix}/{variant}' for variant in ('0', *VARIANTS)):
             if run in done:
                 form = FORMS[run.split('/')[0]]
-                print(table_row(run, form(last_of(done[run])), form(done[run]['test'])))
+                lines += [[run, form(last_of(done[run])), form(done[run]['test'])]]
+    return table(['seed 0', 'val', 'test'], lines)
 
 
 def show():
     done = results()
     for part in show_classifiers, show_transfer, show_variants:
-        part(done)
-        print()
+        print('\n'.join(part(done)) + '\n')
 
 
 def keep_classifiers():
@@ -242,8 +241,8 @@ def keep_classifiers():
 def train(patterns):
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     for run in all_runs():
-        start = of_timm(run.split('/')[1])
-        if (not patterns or any(fnmatch.fnmatch(run, p) for p in patterns)) and ('/scratch/' in run or start.exists()):
+        ready = '/scratch/' in run or classifier(run.split('/')[1]).exists()
+        if ready and (not patterns or any(fnmatch.fnmatch(run, pattern) for pattern in patterns)):
             train_one(run)
 
 
