@@ -32,17 +32,18 @@ def build(kind, **options):
 
 
 def gradients(backbone, x):
-    sum(out.float().square().mean() for out in backbone(x)).backward()
+    sum(out.double().square().mean() for out in backbone(x)).backward()
     return {name: p.grad for name, p in backbone.named_parameters()}
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_forward_and_backward_with_and_without_recomputing(kind):
     x = torch.rand(2, 3, 64, 96)
-    plain, again = (gradients(build(kind, with_cp=with_cp).train(), x) for with_cp in (False, True))
+    # In float32 a stem's gradient is a small sum of large terms, whose rounding depends on the order of adding.
+    plain, again = (gradients(build(kind, with_cp=with_cp).double().train(), x.double()) for with_cp in (False, True))
     assert plain.keys() == again.keys() and all(g is not None and g.isfinite().all() for g in plain.values())
     for name, value in plain.items():
-        assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(value, again[name], rtol=1e-9, atol=1e-12), name
     backbone = build(kind).eval()
     with torch.no_grad():
         outs = backbone(x)
