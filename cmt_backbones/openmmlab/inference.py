@@ -15,6 +15,7 @@ from ..models.backbone import switch_to_deploy
 from .checkpoints import load_checkpoint
 from .configs import config_with
 from .matching import ConfigError, ModelError, check_weights
+from .operators import check_device
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -46,8 +47,10 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None, device: str = 'cp
         deploy: Whether to fold the backbone for inference.
 
     Raises:
-        ModelError: The checkpoint cannot be read or does not fill the model, or nothing can be folded.
+        ModelError: The checkpoint cannot be read or does not fill the model, nothing can be folded, or the device is
+            a GPU and mmcv's operators have no CUDA.
     """
+    check_device(device)
     init_default_scope(cfg.default_scope)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     meta = load_weights(model, checkpoint, cfg.model) if checkpoint else {}

@@ -39,15 +39,12 @@ def load_config(args: SimpleNamespace) -> Config:
         if cfg.get('default_scope') in ('mmdet', 'mmseg'):
             importlib.import_module('mmcv.ops')  # which compiled operators for another torch break
             importlib.import_module(cfg.default_scope)
-            operators.check_device()
     except ImportError as error:
         reason = str(error).strip().split('\n')[0]
         raise SystemExit(
             f'{args.config}: {reason}. Our configs need torchvision, mmcv (mmcv-lite will do) and mmdet or '
             'mmsegmentation, in versions that fit each other, or the onedl-* forks of the three: '
             '`make setup` installs those of requirements/') from None
-    except RuntimeError as error:
-        raise SystemExit(f'{args.config}: {error}') from None
     use_tf32(not getattr(args, 'no_tf32', False))
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
@@ -100,13 +97,19 @@ def one_line_errors(command: str) -> Iterator[None]:
 
 
 def fit_to_device(cfg: Config) -> Optional[str]:
-    """Lets a recipe of mixed precision train where there is no GPU, and tells how.
+    """Lets a recipe of mixed precision train where there is no GPU, and tells how; refuses a GPU without operators.
 
     mmengine's AmpOptimWrapper asserts a GPU. On CPUs bf16 autocast is possible (:func:`~.amp.use_amp`), and faster than
     float32 on processors that have it (docs/training.md). A recipe of mixed precision does not say which, and is
     trained in float32.
+
+    Raises:
+        ModelError: There is a GPU, and mmcv's operators have no CUDA.
     """
-    if torch.cuda.is_available() or cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
+    if torch.cuda.is_available():
+        operators.check_device('cuda')
+        return None
+    if cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
         return None
     cfg.optim_wrapper.type = 'OptimWrapper'
     for key in ('loss_scale', 'dtype', 'use_fsdp'):

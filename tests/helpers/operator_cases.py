@@ -77,6 +77,15 @@ def with_gradients(exact: bool) -> Iterator[Tuple[str, Callable[[], Tensor], Lis
                 size, 1 / 8, ratio, 'avg', aligned): ops.roi_align(x, regions, *a), [x]
     x, none = rounded(maps, torch.float32).requires_grad_(), rounded(rois[:0], torch.float32)
     yield 'roi_align, no regions', lambda: ops.roi_align(x, none, 2, 1 / 8, 0, 'avg', True), [x]
+    y, one = rounded(maps, torch.float32).requires_grad_(), rounded(rois[:1], torch.float32)
+    yield 'roi_align, one region', lambda: ops.roi_align(y, one, 2, 1 / 8, 0, 'avg', True), [y]
+
+    drawn = np.random.RandomState(3)
+    for kind in ('collect', 'distribute'):
+        for mask_size in ((3, 5), (9, 7)):  # smaller than the map, and larger
+            masks = torch.tensor(drawn.normal(size=(2, mask_size[0] * mask_size[1], 4, 6)), dtype=torch.float32)
+            masks.requires_grad_()
+            yield f'psa_mask, {kind}, {mask_size}', lambda m=masks, a=(kind, mask_size): ops.PSAMask(*a)(m), [masks]
 
     for name, stride, padding, dilation, groups, offset_groups in (
             ('plain', 1, 1, 1, 1, 1), ('strided', 2, 1, 1, 1, 1), ('dilated', (1, 2), (2, 1), 2, 1, 1),

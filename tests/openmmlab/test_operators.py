@@ -18,7 +18,8 @@ from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 
 import operator_cases
 import tool
-from cmt_backbones.openmmlab import load_config, operators
+from cmt_backbones import load_model
+from cmt_backbones.openmmlab import ModelError, operators
 from cmt_backbones.openmmlab.operators import extension, focal_loss
 
 MODULES = [module for name, module in sys.modules.items()
@@ -65,6 +66,22 @@ def test_sixteen_bits_are_rounded_once(dtype):
     assert torch.equal(ops.nms(boxes, scores, .5)[1], ops.nms(boxes.float(), scores.float(), .5)[1])
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_nothing_comes_of_nothing(dtype):
+    """No regions, no images, no rows: shapes are kept, gradients are zeros of their inputs' types."""
+    maps, none = torch.randn(1, 3, 12, 12).to(dtype).requires_grad_(), torch.zeros(0, 5, dtype=dtype)
+    for pooled in (ops.roi_align(maps, none, 7, 1 / 8), ops.roi_pool(maps, none, 7, 1 / 8)):
+        grad, = torch.autograd.grad(pooled.sum(), maps)
+        assert pooled.shape == (0, 3, 7, 7) and pooled.dtype == grad.dtype == dtype and not grad.any()
+    boxes, found = ops.nms(none[:, :4], none[:, 0], .5)
+    assert boxes.shape == (0, 5) and found.shape == (0,)
+    for loss in (ops.sigmoid_focal_loss, ops.softmax_focal_loss):
+        logits = torch.zeros(0, 7, dtype=dtype, requires_grad=True)
+        each = loss(logits, torch.zeros(0, dtype=torch.long), 2., .25, None, 'none')
+        grad, = torch.autograd.grad(loss(logits, torch.zeros(0, dtype=torch.long), 2., .25, None, 'sum'), logits)
+        assert each.numel() == 0 and each.dtype == grad.dtype == dtype and grad.shape == (0, 7)
+
+
 def focal_inputs(dtype):
     torch.manual_seed(0)
     logits = torch.randn(40, 7, dtype=dtype) * 4
@@ -90,15 +107,16 @@ def test_sigmoid_focal_loss(gamma, alpha, at_once, monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_sigmoid_focal_loss_in_fewer_bits(dtype):
+@pytest.mark.parametrize('focal_loss', [ops.sigmoid_focal_loss, ops.softmax_focal_loss], ids=['sigmoid', 'softmax'])
+def test_focal_losses_in_fewer_bits(focal_loss, dtype):
     logits, target = focal_inputs(dtype)
+    target = target.clamp(max=6)  # of softmax's targets 7 is none
     wide = logits.detach().double().requires_grad_()
     precision = torch.finfo(dtype).eps
     for kind in ('none', 'mean'):
-        loss, expected = (ops.sigmoid_focal_loss(x, target, 2., .25, None, kind) for x in (logits, wide))
+        loss, expected = (focal_loss(x, target, 2., .25, None, kind) for x in (logits, wide))
         torch.testing.assert_close(loss.double(), expected, rtol=4 * precision, atol=4 * precision)
-    grads = [torch.autograd.grad(ops.sigmoid_focal_loss(x, target, 2., .25, None, 'sum'), x)[0].double()
-             for x in (logits, wide)]
+    grads = [torch.autograd.grad(focal_loss(x, target, 2., .25, None, 'sum'), x)[0].double() for x in (logits, wide)]
     torch.testing.assert_close(*grads, rtol=4 * precision, atol=4 * precision)
 
 
@@ -193,16 +211,22 @@ def test_every_operator_that_mmcv_asks_for_is_there_or_missing_by_name():
     assert not hasattr(extension, '__path__')
 
 
-def test_a_gpu_that_the_operators_cannot_use_ends_the_run_at_once(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mmcv._ext', extension)
+@pytest.mark.parametrize('source', ['mmcv was built', 'this torchvision is'])
+def test_a_gpu_that_the_operators_cannot_use_ends_a_command_at_once(source, monkeypatch, tmp_path):
+    of_mmcv = SimpleNamespace(__file__='_ext.so') if source == 'mmcv was built' else extension
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', of_mmcv)
+    monkeypatch.setattr(of_mmcv, 'get_compiling_cuda_version', lambda: 'not available', raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    assert torch.ops.torchvision._cuda_version() > 0
-    operators.check_device()
-    monkeypatch.setattr(extension, 'get_compiling_cuda_version', lambda: 'not available')
-    args = SimpleNamespace(config=str(tool.ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py'), cfg_options=None)
-    with pytest.raises(SystemExit, match='there is a GPU, and this torchvision is without CUDA.*`make setup`') as ended:
-        load_config(args)
+    told = f'{source} without CUDA operators.*`make setup OPERATORS=torchvision`.*`make setup OPERATORS=compiled`'
+    config = tool.ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py'
+    with pytest.raises(SystemExit, match=told) as ended:
+        tool.run('train', config, '--no-check', '--work-dir', tmp_path)
     assert '\n' not in str(ended.value)
+    with pytest.raises(ModelError, match=told):
+        load_model(config)
+    operators.check_device('cpu')
+    monkeypatch.setattr(of_mmcv, 'get_compiling_cuda_version', lambda: '13.0')
+    operators.check_device('cuda:1')
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from typing import Any, Optional
 
 import torch
 
+from ..matching import ModelError
+
 __all__ = ['check_device', 'compiled', 'provide']
 
 _EXTENSION = Path(__file__).with_name('extension.py')
@@ -44,20 +46,19 @@ def compiled() -> bool:
     return importlib.import_module('mmcv._ext').__file__ != str(_EXTENSION)
 
 
-def check_device() -> None:
-    """Refuses a run on a GPU with operators that have no CUDA.
+def check_device(device: str) -> None:
+    """Refuses a GPU for operators that have no CUDA.
 
     Such an mmcv comes of a build on a machine without a GPU or a toolkit, says nothing, and fails in the
     first loss.
 
     Raises:
-        RuntimeError: There is a GPU, and the operators cannot use it.
+        ModelError: The operators cannot compute there.
     """
-    if torch.cuda.is_available():
-        built_with = importlib.import_module('mmcv._ext').get_compiling_cuda_version()
-        if built_with == 'not available':
-            source = 'mmcv was built' if compiled() else 'this torchvision is'
-            raise RuntimeError(
-                f'there is a GPU, and {source} without CUDA operators: `make setup` installs an mmcv that '
-                "takes torchvision's, `make setup OPERATORS=compiled` builds them with the CUDA toolkit of this "
-                'machine; CUDA_VISIBLE_DEVICES= runs on the CPU')
+    if torch.device(device).type == 'cuda' and \
+            importlib.import_module('mmcv._ext').get_compiling_cuda_version() == 'not available':
+        source = 'mmcv was built' if compiled() else 'this torchvision is'
+        raise ModelError(
+            f'{source} without CUDA operators, which a GPU needs: `make setup OPERATORS=torchvision` takes '
+            "those of the registry's torchvision, `make setup OPERATORS=compiled` builds mmcv's with the CUDA "
+            'toolkit of this machine or of pip; CUDA_VISIBLE_DEVICES= runs on the CPU')

@@ -25,6 +25,7 @@ from cmt_backbones.openmmlab.operators.focal_loss import (
     softmax_focal_loss_forward,
 )
 from cmt_backbones.openmmlab.operators.masked_conv import masked_col2im_forward, masked_im2col_forward
+from cmt_backbones.openmmlab.operators.psa_mask import psamask_backward, psamask_forward
 from cmt_backbones.openmmlab.operators.regions import (
     roi_align_backward,
     roi_align_forward,
@@ -36,9 +37,9 @@ __all__ = [
     'deform_conv_backward_input', 'deform_conv_backward_parameters', 'deform_conv_forward',
     'get_compiler_version', 'get_compiling_cuda_version', 'masked_col2im_forward', 'masked_im2col_forward',
     'modulated_deform_conv_backward', 'modulated_deform_conv_forward', 'ms_deform_attn_backward',
-    'ms_deform_attn_forward', 'nms', 'nms_match', 'roi_align_backward', 'roi_align_forward',
-    'roi_pool_backward', 'roi_pool_forward', 'sigmoid_focal_loss_backward', 'sigmoid_focal_loss_forward',
-    'softmax_focal_loss_backward', 'softmax_focal_loss_forward', 'softnms']
+    'ms_deform_attn_forward', 'nms', 'nms_match', 'psamask_backward', 'psamask_forward', 'roi_align_backward',
+    'roi_align_forward', 'roi_pool_backward', 'roi_pool_forward', 'sigmoid_focal_loss_backward',
+    'sigmoid_focal_loss_forward', 'softmax_focal_loss_backward', 'softmax_focal_loss_forward', 'softnms']
 
 
 def get_compiler_version() -> str:
