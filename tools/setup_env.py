@@ -51,6 +51,7 @@ def check_compiled(stack, version=None):
         raise SetupError('mmcv 2.1.0 does not build on Python %d.%d (its setup.py reads its version by way of '
                          'locals()): leave out OPERATORS=compiled, or call `make PYTHON=python3.12`.' % version)
 
+
 def check_disk(path, need_gb, usage=shutil.disk_usage):
     while not path.exists():
         path = path.parent
@@ -118,31 +119,47 @@ def make_venv(venv):
             raise SetupError('this Python has no ensurepip, so it cannot make a virtual '
                              'environment: `apt-get install python3-venv`.') from None
         run([sys.executable, '-m', 'venv', venv])
-    return venv / 'bin' / 'python'
 
 
-def mmcv_wheel(python, requirement, cache):
-    """The wheel of mmcv for the torch and Python of this environment, built where missing.
+class Target:
+    """What a build of mmcv depends on, asked of an environment with torch.
 
-    Args:
-        python (Path): The environment's interpreter; torch is installed there.
-        requirement (str): For example ``mmcv==2.1.0``.
-        cache (Path): Folder in which wheels are kept.
-
-    Returns:
-        tuple[Path, str]: The wheel, and in words which operators it has.
+    Attributes:
+        cuda (str): The version of CUDA where there is a GPU or FORCE_CUDA=1 (a login node of a cluster), or empty.
+        why (str): Where it is empty, the reason.
+        home (str): The CUDA toolkit of this machine, or empty.
+        name (str): Such as ``torch2.11.0+cu130-cp311-cu13.0``, or ``...-cpu``.
     """
-    # CUDA operators only where they can be compiled, and used or asked for (a login node of a cluster).
-    probe = ('import os, sys, torch; from torch.utils.cpp_extension import CUDA_HOME; '
-             'gpu = torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1"; '
-             'cuda = "cu" + torch.version.cuda if torch.version.cuda and CUDA_HOME and gpu else "cpu"; '
-             'why = "no GPU is there" if not gpu else "no CUDA toolkit was found; set CUDA_HOME"; '
-             'print("torch%s-cp%d%d-%s" % (torch.__version__, *sys.version_info[:2], cuda), why, sep="\\n")')
-    built_for, why = subprocess.run([str(python), '-c', probe], check=True, text=True,
-                                    stdout=subprocess.PIPE).stdout.strip().splitlines()
-    operators = "mmcv's own, compiled for CPUs alone (%s)" % why if built_for.endswith('cpu') else \
-        "mmcv's own, compiled for CPUs and CUDA %s" % built_for.rsplit('-cu')[-1]
-    folder = cache / ('%s-%s' % (requirement.replace('==', '-'), built_for))
+
+    PROBE = ('import os, sys, torch; from torch.utils.cpp_extension import CUDA_HOME; '
+             'print(torch.__version__, "cp%d%d" % sys.version_info[:2], torch.version.cuda or "", CUDA_HOME or "", '
+             'torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1", sep="\\n")')
+
+    def __init__(self, python):
+        torch, tag, cuda, self.home, gpu = subprocess.run(
+            [str(python), '-c', self.PROBE], check=True, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL).stdout.splitlines()
+        self.cuda = cuda if gpu == 'True' else ''
+        self.why = 'no GPU is there' if gpu == 'False' else 'this PyTorch has no CUDA'
+        self.name = '-'.join(['torch' + torch, tag, 'cu' + self.cuda if self.cuda else 'cpu'])
+
+
+def cuda_toolkit(python, cuda):
+    """Installs pip's compiler of CUDA, such as 13.0, beside the libraries that torch brought; returns CUDA_HOME."""
+    print('==> no CUDA toolkit is here (CUDA_HOME, nvcc): installing that of pip', flush=True)
+    run([python, '-m', 'pip', 'install', '--disable-pip-version-check', '--quiet', *[
+        'nvidia-%s==%s.*' % (part, cuda) for part in ('cuda-nvcc', 'nvvm', 'cuda-crt', 'cuda-cccl')]])
+    major = cuda.split('.')[0]
+    home, = python.parent.parent.glob('lib/python3*/site-packages/nvidia/cu' + major)
+    library = home / 'lib' / 'libcudart.so'  # the name that is linked against
+    if not library.exists():
+        library.symlink_to('libcudart.so.' + major)
+    return home
+
+
+def mmcv_wheel(python, requirement, cache, target):
+    """The wheel of a requirement such as ``mmcv==2.1.0`` for an environment, from the cache or built into it."""
+    folder = cache / ('%s-%s' % (requirement.replace('==', '-'), target.name))
     folder.mkdir(parents=True, exist_ok=True)
     with open(str(folder / '.lock'), 'w') as lock:  # two clones may be set up at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -150,13 +167,16 @@ def mmcv_wheel(python, requirement, cache):
         if not wheels:
             check_compiler()
             check_disk(folder, DISK_GB['mmcv'])
-            print('==> building %s for %s (about 10 minutes on 2 cores, once a machine)'
-                  % (requirement, built_for), flush=True)
+            env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if target.cuda else '0',
+                       PATH='%s:%s' % (python.parent, os.environ['PATH']))
+            if target.cuda and not target.home:
+                env['CUDA_HOME'] = str(cuda_toolkit(python, target.cuda))
+            print('==> building %s for %s (once a machine; on 2 cores %s minutes)'
+                  % (requirement, target.name, 'some 30' if target.cuda else '10'), flush=True)
             scratch = folder / 'build'
             shutil.rmtree(str(scratch), ignore_errors=True)
             scratch.mkdir()
-            env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='0' if built_for.endswith('cpu') else '1',
-                       PATH='%s:%s' % (python.parent, os.environ['PATH']), TMPDIR=str(scratch))
+            env['TMPDIR'] = str(scratch)
             env.setdefault('MAX_JOBS', str(os.cpu_count()))
             name = requirement.split('=')[0]
             run([python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps',
@@ -166,7 +186,17 @@ def mmcv_wheel(python, requirement, cache):
                 os.replace(str(wheel), str(folder / wheel.name))  # complete or absent
             shutil.rmtree(str(scratch))
             wheels = list(folder.glob('*.whl'))
-        return wheels[0], operators
+        return wheels[0]
+
+
+def compiled_for(python):
+    """What the operators of the mmcv that is installed were built for, in words; it is imported."""
+    found = subprocess.run([str(python), '-c', 'import mmcv.ops; print(mmcv.ops.get_compiling_cuda_version())'],
+                           text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if found.returncode:
+        raise SetupError('the mmcv that was built cannot be imported: %s' % found.stderr.strip().split('\n')[-1])
+    cuda = found.stdout.split('\n')[-2]
+    return 'CPUs alone' if cuda == 'not available' else 'CPUs and CUDA ' + cuda
 
 
 def compiled(log):
@@ -201,34 +231,44 @@ def set_up(stack, operators, venv, cache):
     stamp = venv / 'set_up_from'
     before = stamp.read_text().split() if stamp.exists() else []
     operators = operators or (before[1] if before[1:] else 'torchvision')
-    if before == [fingerprint, operators]:
+    python = venv / 'bin' / 'python'
+    # Operators that were built without CUDA are built again where there is a GPU by now.
+    if before[:2] == [fingerprint, operators] and not (before[-1].endswith('-cpu') and Target(python).cuda):
         return
     mmcv, = pinned(requirements, without)
+    to_build = mmcv.replace(without, with_operators)
     if operators == 'compiled':
         check_compiled(stack)
+        if not list(cache.glob(to_build.replace('==', '-') + '-*/*.whl')):
+            check_compiler()
     check_disk(venv, DISK_GB['environment'] if not before else 1)
     print('==> installing the %s stack into %s\n'
           "    5.6 GB on disk: PyTorch 1.2, its CUDA libraries 2.7 (the registry's PyTorch does not import without,\n"
           '    GPU or not), Triton 0.6, the rest 1.1. What pip has in its cache is not fetched again.'
           % (stack, venv), flush=True)
-    python = make_venv(venv)
+    make_venv(venv)
     stamp.unlink(missing_ok=True)
     log = venv / 'set_up.log'
 
     def pip(command, *arguments):
         run([python, '-m', 'pip', command, '--disable-pip-version-check', *arguments], log=log, progress=fetched)
 
-    pip('uninstall', '--yes', 'mmcv', 'mmcv-lite', 'onedl-mmcv')  # which own the same files
-    said = "torchvision's"
+    def install_mmcv(what):
+        pip('uninstall', '--yes', 'mmcv', 'mmcv-lite', 'onedl-mmcv')  # which own the same files
+        pip('install', '--no-cache-dir', '--no-deps', what)
+
+    said, words = "torchvision's", [fingerprint, operators]
     if operators == 'torchvision':
-        pip('install', '--no-cache-dir', '--no-deps', mmcv)
+        install_mmcv(mmcv)
     # Python compiles what it imports; pip would all of it, half a minute.
     pip('install', '--no-compile', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
     if operators == 'compiled':
-        wheel, said = mmcv_wheel(python, mmcv.replace(without, with_operators), cache)
-        pip('install', '--no-deps', '--force-reinstall', wheel)
+        target = Target(python)
+        install_mmcv(mmcv_wheel(python, to_build, cache, target))
+        said = "mmcv's own, compiled for " + compiled_for(python) + ('' if target.cuda else ' (%s)' % target.why)
+        words.append(target.name)
     pip('install', '--no-deps', '--no-build-isolation', '--editable', ROOT)
-    stamp.write_text('%s %s' % (fingerprint, operators))
+    stamp.write_text(' '.join(words))
     print("==> mmcv's operators: %s" % said)
     print('==> ready: %s' % python, flush=True)
 

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fake_gpu
+import operator_cases
 from cmt_backbones import CMT, ConvNeXt
 from cmt_backbones.models import attention, backbone, tracing
 
@@ -124,12 +125,13 @@ def test_images_of_few_sizes_take_another_way(fixed, kind, monkeypatch):
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('name', ['CMT', 'ConvNeXt'])
 @pytest.mark.parametrize('base', ['retinanet_r50_fpn', 'mask-rcnn_r50_fpn'])
-def test_detectors(base, name, training, amp):
+def test_detectors(base, name, training, amp, monkeypatch):
     """Up to what the heads predict, and back from the terms of their losses for targets that are given.
 
     What lies between cannot be faked: mmdet's choice of targets, of proposals and of the level of each region takes
     as many as there are, and waits for their number. Regions are therefore taken from the first level.
     """
+    operator_cases.take_ours(monkeypatch)  # compiled ones know no fake tensors
     cfg = Config.fromfile(f'{get_installed_path("mmdet")}/.mim/configs/_base_/models/{base}.py').model
     family, arch = BACKBONES[name]
     first = cfg.neck.pop('start_level', 0)

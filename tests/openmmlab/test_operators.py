@@ -22,15 +22,10 @@ from cmt_backbones import load_model
 from cmt_backbones.openmmlab import ModelError, operators
 from cmt_backbones.openmmlab.operators import extension, focal_loss
 
-MODULES = [module for name, module in sys.modules.items()
-           if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module')]
-
 
 @pytest.fixture(autouse=True)
 def ours(monkeypatch):
-    assert len(MODULES) > 40
-    for module in MODULES:
-        monkeypatch.setattr(module, 'ext_module', extension)
+    operator_cases.take_ours(monkeypatch)
 
 
 def test_they_answer_as_compiled_ones():
@@ -205,7 +200,7 @@ def test_what_is_not_there_names_both_ways_out():
 
 
 def test_every_operator_that_mmcv_asks_for_is_there_or_missing_by_name():
-    for module in MODULES:
+    for module in operator_cases.MODULES:
         assert module.ext_module is extension
     assert all(callable(getattr(extension, name)) for name in extension.__all__)
     assert not hasattr(extension, '__path__')

@@ -8,7 +8,6 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
-import torch
 
 from tool import ROOT, load
 
@@ -71,15 +70,26 @@ def calls(monkeypatch):
     """The commands that a set-up would run, by their words."""
     calls = []
     monkeypatch.setattr(setup_env, 'run', lambda command, **kwargs: calls.append([str(word) for word in command]))
-    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda python, requirement, cache: (Path(requirement + '.whl'), ''))
-    monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir(exist_ok=True) or venv / 'bin/python')
+    monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda python, requirement, *_: Path(requirement + '.whl'))
+    monkeypatch.setattr(setup_env, 'compiled_for', lambda python: 'CPUs alone')
+    monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir(exist_ok=True))
+    monkeypatch.setattr(setup_env, 'check_compiler', lambda: None)
     return calls
+
+
+class Machine:
+    """Stands for `setup_env.Target` of a machine that may get a GPU."""
+
+    def __init__(self, monkeypatch):
+        self.cuda, self.why, self.name = '', 'no GPU is there', 'torch9-cp311-cpu'
+        monkeypatch.setattr(setup_env, 'Target', lambda python: self)
 
 
 @pytest.mark.parametrize('stack, mmcv, compiled', [('openmmlab', 'mmcv-lite==', 'mmcv=='),
                                                    ('onedl', 'onedl-mmcv==', 'onedl-mmcv==')])
-def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, tmp_path, calls, monkeypatch):
+def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, tmp_path, calls, monkeypatch, capsys):
     monkeypatch.setattr(setup_env, 'check_compiled', lambda stack: None)
+    machine = Machine(monkeypatch)
 
     def set_up(operators):
         calls.clear()
@@ -95,22 +105,102 @@ def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, 
     assert any(word.startswith('torch==') for word in rest)
     assert set_up(None) == set_up('torchvision') == []
 
-    assert set_up('compiled')[2][-1].startswith(compiled) and of_mmcv()[1] == []
-    assert set_up(None) == []
+    rest, removed, alone, _ = set_up('compiled')  # what is there goes when the new one is built
+    assert 'mmcv' in removed and alone[-1].startswith(compiled) and of_mmcv()[0] == []
+    assert "==> mmcv's operators: mmcv's own, compiled for CPUs alone (no GPU is there)\n" in capsys.readouterr().out
+    assert set_up(None) == set_up('compiled') == []
+    machine.cuda, machine.name = '13.0', 'torch9-cp311-cu13.0'
+    assert set_up(None)[2][-1].startswith(compiled)
+    machine.cuda = ''  # a login node may have none
+    assert set_up(None) == set_up('compiled') == []
     assert set_up('torchvision')[1][-1].startswith(mmcv)
 
 
-def test_a_wheel_for_another_torch_is_never_used(tmp_path):
-    python = Path(sys.executable)
-    tag = ''.join(platform.python_version_tuple()[:2])
-    fits = tmp_path / f'mmcv-9.9-torch{torch.__version__}-cp{tag}-' / 'mmcv-9.9.whl'
-    fits = fits.parent.with_name(fits.parent.name + ('cpu' if not torch.cuda.is_available() else
-                                                     'cu' + torch.version.cuda)) / fits.name
-    for wheel in (tmp_path / f'mmcv-9.9-torch0.1-cp{tag}-cpu' / 'mmcv-9.9.whl', fits):
+def test_without_a_compiler_nothing_is_fetched_or_removed(tmp_path, calls, monkeypatch):
+    def no_compiler():
+        raise setup_env.SetupError('no C++ compiler')
+    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack: None)
+    monkeypatch.setattr(setup_env, 'check_compiler', no_compiler)
+    with pytest.raises(setup_env.SetupError, match='no C'):
+        setup_env.set_up('openmmlab', 'compiled', tmp_path / '.venv', tmp_path / 'cache')
+    assert calls == [] and not (tmp_path / '.venv').exists()
+
+
+@pytest.fixture
+def python(tmp_path, monkeypatch):
+    """This environment's interpreter where modules of a folder are found first: torch there says what it is told."""
+    (tmp_path / 'torch/utils').mkdir(parents=True)
+    (tmp_path / 'torch/utils/__init__.py').touch()
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.delenv('FORCE_CUDA', raising=False)
+
+    def of(cuda, gpu, home=None):
+        (tmp_path / 'torch/__init__.py').write_text(
+            'from types import SimpleNamespace as S\n__version__ = "9.1"\n'
+            f'version, cuda = S(cuda={cuda!r}), S(is_available=lambda: {gpu})\n')
+        (tmp_path / 'torch/utils/cpp_extension.py').write_text(f'CUDA_HOME = {home!r}\n')
+        return Path(sys.executable)
+    return of
+
+
+TAG = ''.join(platform.python_version_tuple()[:2])
+
+
+@pytest.mark.parametrize('cuda, gpu, asked, name, why', [
+    ('13.0', True, False, 'cu13.0', None), ('13.0', False, False, 'cpu', 'no GPU is there'),
+    ('13.0', False, True, 'cu13.0', None), (None, True, False, 'cpu', 'this PyTorch has no CUDA')])
+def test_cuda_is_built_where_it_is_of_use(cuda, gpu, asked, name, why, python, monkeypatch):
+    if asked:
+        monkeypatch.setenv('FORCE_CUDA', '1')
+    target = setup_env.Target(python(cuda, gpu, '/usr/local/cuda'))
+    assert target.name == f'torch9.1-cp{TAG}-{name}' and target.cuda == (cuda if name != 'cpu' else '')
+    assert target.home == '/usr/local/cuda' and why in (None, target.why)
+
+
+def test_a_wheel_for_another_torch_is_never_used(tmp_path, python):
+    python = python(None, False)
+    fits = tmp_path / f'mmcv-9.9-torch9.1-cp{TAG}-cpu' / 'mmcv-9.9.whl'
+    for wheel in (tmp_path / f'mmcv-9.9-torch0.1-cp{TAG}-cpu' / 'mmcv-9.9.whl', fits):
         wheel.parent.mkdir()
         wheel.touch()
-    wheel, operators = setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path)
-    assert wheel == fits and operators.startswith("mmcv's own, compiled for CPUs ")
+    assert setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path, setup_env.Target(python)) == fits
+
+
+@pytest.mark.parametrize('home', [None, '/opt/cuda'])
+def test_a_gpu_without_a_toolkit_gets_that_of_pip(home, tmp_path, python, monkeypatch):
+    venv = tmp_path / 'venv'
+    libraries = venv / 'lib/python3.11/site-packages/nvidia/cu13'
+    (libraries / 'lib').mkdir(parents=True)
+    target = setup_env.Target(python('13.0', True, home))
+    calls, built = [], {}
+
+    def run(command, log=None, progress=None, env=None):
+        calls.append([str(word) for word in command])
+        if 'wheel' in command:
+            built.update(env)
+            (Path(env['TMPDIR']) / 'mmcv-9.9.whl').touch()
+    monkeypatch.setattr(setup_env, 'run', run)
+    monkeypatch.setattr(setup_env, 'check_compiler', lambda: None)
+    wheel = setup_env.mmcv_wheel(venv / 'bin/python', 'mmcv==9.9', tmp_path / 'cache', target)
+    assert wheel.exists() and built['FORCE_CUDA'] == '1'
+    fetched = [word for call in calls for word in call if word.startswith('nvidia')]
+    if home:
+        assert not fetched and built.get('CUDA_HOME') != str(libraries)
+    else:
+        assert 'nvidia-cuda-nvcc==13.0.*' in fetched and built['CUDA_HOME'] == str(libraries)
+        assert (libraries / 'lib/libcudart.so').readlink() == Path('libcudart.so.13')
+
+
+def test_what_was_built_is_asked_of_it(tmp_path, monkeypatch):
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv/__init__.py').touch()
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    for answer, words in (("'not available'", 'CPUs alone'), ("'13.0'", 'CPUs and CUDA 13.0')):
+        (tmp_path / 'mmcv/ops.py').write_text(f'get_compiling_cuda_version = lambda: {answer}\n')
+        assert setup_env.compiled_for(sys.executable) == words
+    (tmp_path / 'mmcv/ops.py').write_text('raise ImportError("undefined symbol: x")\n')
+    with pytest.raises(setup_env.SetupError, match='cannot be imported: ImportError: undefined symbol: x'):
+        setup_env.compiled_for(sys.executable)
 
 
 @pytest.mark.parametrize('stack', setup_env.STACKS)
