@@ -192,7 +192,7 @@ def show_transfer(done):
     head = [f'{TITLES[task][which]}, {name}' for task in TASKS for which in ('val', 'test') for name in starts.values()]
     lines = []
     shown = [backbone for backbone in NAMES if any(f'/{backbone}/' in run for run in done)]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 1.1 + 0.55 * len(shown)), sharey=True, layout='constrained')
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.5 + 0.55 * len(shown)), sharey=True, layout='constrained')
     for row, backbone in enumerate(shown):
         cells = []
         for task, axis in zip(TASKS, axes):
@@ -209,7 +209,7 @@ def show_transfer(done):
         axis.set(yticks=range(len(shown)), yticklabels=[NAMES[backbone] for backbone in shown],
                  ylim=(len(shown) - 0.5, -0.5), title=TITLES[task]['test'], xlabel=UNITS[task])
         axis.grid(axis='x', alpha=0.3)
-    axes[0].legend(loc='lower right', fontsize='small')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     figure.savefig(RESULTS.with_name('real_photos.png'), dpi=110)
     return table(['', *head], lines)
 
