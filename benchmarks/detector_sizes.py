@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from cmt_backbones.export.model_card import table
 from cmt_backbones.openmmlab import CheckpointMatches, config_from_file
 
 # isort: split
@@ -45,13 +46,11 @@ args = parser.parse_args()
 
 names = [f'{w}x{h}' for w, h in args.scales]
 with tempfile.TemporaryDirectory() as folder:
-    table = {way: [box_map(args, way, scale, folder) for scale in args.scales] for way in WAYS}
-print('| box mAP at | ' + ' | '.join(names) + ' |\n' + '|---' * (len(names) + 1) + '|')
-for way, values in table.items():
-    print(f'| {way} | ' + ' | '.join(f'{v:.3f}' for v in values) + ' |')
+    found = {way: [box_map(args, way, scale, folder) for scale in args.scales] for way in WAYS}
+print('\n'.join(table(['box mAP at', *names], [[way, *(f'{v:.3f}' for v in values)] for way, values in found.items()])))
 
 figure, axis = plt.subplots(figsize=(6, 3.4), layout='constrained')
-for way, values in table.items():
+for way, values in found.items():
     axis.plot(names, values, 'o-', label=f'bias: {way}')
 axis.set(xlabel='size of the photos', ylabel='box mAP', ylim=(0, None))
 axis.legend()

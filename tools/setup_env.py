@@ -239,6 +239,7 @@ def set_up(stack, operators, venv, cache):
     to_build = mmcv.replace(without, with_operators)
     if operators == 'compiled':
         check_compiled(stack)
+        # Told before gigabytes are fetched; whether a wheel of the cache fits is known when torch is there.
         if not list(cache.glob(to_build.replace('==', '-') + '-*/*.whl')):
             check_compiler()
     check_disk(venv, DISK_GB['environment'] if not before else 1)
