@@ -146,11 +146,15 @@ class Target:
 
 def cuda_toolkit(python, cuda):
     """Installs pip's compiler of CUDA, such as 13.0, beside the libraries that torch brought; returns CUDA_HOME."""
+    major = cuda.split('.')[0]
+    homes = list(python.parent.parent.glob('lib/python3*/site-packages/nvidia/cu' + major))
+    if not homes:  # before CUDA 13 every library has a folder of its own
+        raise SetupError("no CUDA toolkit is here, and beside this PyTorch's libraries is no place for that of pip: "
+                         'install CUDA %s and set CUDA_HOME, or leave out OPERATORS=compiled.' % cuda)
     print('==> no CUDA toolkit is here (CUDA_HOME, nvcc): installing that of pip', flush=True)
     run([python, '-m', 'pip', 'install', '--disable-pip-version-check', '--quiet', *[
         'nvidia-%s==%s.*' % (part, cuda) for part in ('cuda-nvcc', 'nvvm', 'cuda-crt', 'cuda-cccl')]])
-    major = cuda.split('.')[0]
-    home, = python.parent.parent.glob('lib/python3*/site-packages/nvidia/cu' + major)
+    home, = homes
     library = home / 'lib' / 'libcudart.so'  # the name that is linked against
     if not library.exists():
         library.symlink_to('libcudart.so.' + major)

@@ -20,6 +20,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
 from mmseg.registry import MODELS as SEGMENTORS
 
+import operator_cases
 import small_runs
 import tool
 from cmt_backbones.data import shapes as drawn_scenes
@@ -50,7 +51,8 @@ def test_the_page_has_the_five():
 
 @pytest.mark.parametrize('backbone', ['CMT', 'ConvNeXt'])
 @pytest.mark.parametrize('name', BLOCKS)
-def test_a_config_of_others_trains_and_predicts(name, backbone, tmp_path):
+def test_a_config_of_others_trains_and_predicts(name, backbone, tmp_path, monkeypatch):
+    operator_cases.take_ours(monkeypatch)  # in an environment with compiled operators, too
     cfg = config(name, backbone, tmp_path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         if cfg.default_scope == 'mmdet':

@@ -191,6 +191,12 @@ def test_a_gpu_without_a_toolkit_gets_that_of_pip(home, tmp_path, python, monkey
         assert (libraries / 'lib/libcudart.so').readlink() == Path('libcudart.so.13')
 
 
+def test_pips_toolkit_needs_a_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_env, 'run', lambda command: pytest.fail('nothing is to be fetched'))
+    with pytest.raises(setup_env.SetupError, match='install CUDA 12.8 and set CUDA_HOME, or leave out OPERATORS'):
+        setup_env.cuda_toolkit(tmp_path / 'venv/bin/python', '12.8')
+
+
 def test_what_was_built_is_asked_of_it(tmp_path, monkeypatch):
     (tmp_path / 'mmcv').mkdir()
     (tmp_path / 'mmcv/__init__.py').touch()
