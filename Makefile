@@ -58,7 +58,7 @@ large-shapes: setup
 demo: shapes
 	rm -rf $(DEMO)/retinanet_cmt_ti
 	PYTHON=$(PY) tools/dist_train.sh $(DET) 2 --work-dir $(DEMO)/retinanet_cmt_ti
-	PYTHON=$(PY) tools/dist_test.sh $(DET) $$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint) 2 \
+	$(PY) tools/test.py $(DET) $$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint) \
 		--work-dir $(DEMO)/retinanet_cmt_ti/test --out $(DEMO)/detections.pkl
 	@$(MAKE) --no-print-directory -j 2 demo-sheet demo-curves demo-report
 	@sed -n 's/.*"coco\/bbox_mAP": \([0-9.]*\).*/==> RetinaNet with CMT-Ti, from scratch on 800 drawn scenes: box mAP \1 on 100 others/p' \

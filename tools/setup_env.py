@@ -29,7 +29,7 @@ SUPPORTED = ((3, 10), (3, 13))
 # The distributions that provide the module mmcv without operators and with them, and the folder of the
 # environment. onedl-mmcv's sdist is built without where it sees no torch, as in pip's own isolated build.
 STACKS = {'openmmlab': ('mmcv-lite', 'mmcv', '.venv'), 'onedl': ('onedl-mmcv', 'onedl-mmcv', '.venv-onedl')}
-DISK_GB = {'environment': 8, 'mmcv': 2}  # measured: 5.6 GB and 1 GB, with room to spare
+DISK_GB = {'environment': 8, 'mmcv': 2}  # measured: 6.5 GB and 1 GB, with room to spare
 
 
 class SetupError(Exception):
@@ -182,9 +182,8 @@ def mmcv_wheel(python, requirement, cache, target):
             scratch.mkdir()
             env['TMPDIR'] = str(scratch)
             env.setdefault('MAX_JOBS', str(os.cpu_count()))
-            name = requirement.split('=')[0]
             run([python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps',
-                 '--no-binary', name, requirement, '-w', scratch],
+                 '--no-binary', requirement.split('=')[0], requirement, '-w', scratch],
                 log=folder / 'build.log', progress=compiled, env=env)
             for wheel in scratch.glob('*.whl'):
                 os.replace(str(wheel), str(folder / wheel.name))  # complete or absent
@@ -248,8 +247,8 @@ def set_up(stack, operators, venv, cache):
             check_compiler()
     check_disk(venv, DISK_GB['environment'] if not before else 1)
     print('==> installing the %s stack into %s\n'
-          "    5.6 GB on disk: PyTorch 1.2, its CUDA libraries 2.7 (the registry's PyTorch does not import without,\n"
-          '    GPU or not), Triton 0.6, the rest 1.1. What pip has in its cache is not fetched again.'
+          "    6.5 GB on disk: PyTorch 1.2, its CUDA libraries 2.8 (the registry's PyTorch does not import without,\n"
+          '    GPU or not), Triton 0.7, the rest 1.8. What pip has in its cache is not fetched again.'
           % (stack, venv), flush=True)
     make_venv(venv)
     stamp.unlink(missing_ok=True)
@@ -265,8 +264,9 @@ def set_up(stack, operators, venv, cache):
     said, words = "torchvision's", [fingerprint, operators]
     if operators == 'torchvision':
         install_mmcv(mmcv)
-    # Python compiles what it imports; pip would all of it, half a minute.
     pip('install', '--no-compile', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
+    # By all cores. In containers where Python may not write bytecode, commands would take twice as long to start.
+    run([python, '-c', 'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)', venv / 'lib'])
     if operators == 'compiled':
         target = Target(python)
         install_mmcv(mmcv_wheel(python, to_build, cache, target))

@@ -1,5 +1,6 @@
 """What a run shows on the terminal: what it is about to do, how it goes, what came out; all else is in its log."""
 import logging
+import os
 import re
 import sys
 import warnings
@@ -35,7 +36,9 @@ IN_THE_LOG_ALONE = re.compile(
     r'(layer|stage)_wise decay|Checkpoints will be saved|The prefix is not set|'
     rf'Please make sure that the mlflow server|{LOGGED_OF_OTHERS}|Loads checkpoint by|Load checkpoint from|'
     r'Evaluating (bbox|segm)\.\.\.')
-STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|$')
+# Of pycocotools, and of mmengine where it has no logger yet.
+STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|'
+                  r'Loads checkpoint by|$')
 RESULT = re.compile(r'(Epoch|Iter)\((val|test)\)(?!.* eta: )')
 
 
@@ -79,6 +82,10 @@ class BriefRunner(Runner):
                 handler.addFilter(Brief(self.cfg.get('quiet', False)))
         return logger
 
+    def _log_env(self, *args: Any, **kwargs: Any) -> None:
+        with shells_unheard():  # mmengine asks for the version of the compiler that Python was built with
+            super()._log_env(*args, **kwargs)
+
     def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
         if self.distributed:
             model = model.to(get_device())  # the hooks belong to the parameters there
@@ -87,7 +94,8 @@ class BriefRunner(Runner):
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         try:
-            return super().load_checkpoint(filename, *args, **kwargs)
+            with prints_in_the_log():
+                return super().load_checkpoint(filename, *args, **kwargs)
         except (OSError, ValueError) as error:
             raise ModelError(f'cannot read the checkpoint {filename}: {error}') from None
 
@@ -104,8 +112,21 @@ class BriefRunner(Runner):
 
 
 @contextmanager
+def shells_unheard() -> Iterator[None]:
+    """What commands that are called meanwhile write to stderr (``gcc: not found``) is not seen."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@contextmanager
 def prints_in_the_log() -> Iterator[None]:
-    """What is printed meanwhile goes into the log, and but for the steps of pycocotools to the terminal."""
+    """What is printed meanwhile goes into the log, and but for :data:`STEP` to the terminal."""
     printed = StringIO()
     try:
         with redirect_stdout(printed):

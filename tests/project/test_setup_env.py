@@ -99,18 +99,18 @@ def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, 
     def of_mmcv():
         return [[word for word in call if re.match(r'(onedl-)?mmcv(-lite)?==', word)] for call in calls]
 
-    removed, alone, rest, _ = set_up(None)
+    removed, alone, rest, bytecode, _ = set_up(None)
     assert removed[3:5] == ['uninstall', '--disable-pip-version-check'] and {'mmcv', 'mmcv-lite'} <= set(removed)
     assert alone[-1].startswith(mmcv) and '--no-cache-dir' in alone and of_mmcv()[2] == []
-    assert any(word.startswith('torch==') for word in rest)
+    assert any(word.startswith('torch==') for word in rest) and bytecode[-1] == str(tmp_path / '.venv/lib')
     assert set_up(None) == set_up('torchvision') == []
 
-    rest, removed, alone, _ = set_up('compiled')  # what is there goes when the new one is built
+    rest, _, removed, alone, _ = set_up('compiled')  # what is there goes when the new one is built
     assert 'mmcv' in removed and alone[-1].startswith(compiled) and of_mmcv()[0] == []
     assert "==> mmcv's operators: mmcv's own, compiled for CPUs alone (no GPU is there)\n" in capsys.readouterr().out
     assert set_up(None) == set_up('compiled') == []
     machine.cuda, machine.name = '13.0', 'torch9-cp311-cu13.0'
-    assert set_up(None)[2][-1].startswith(compiled)
+    assert set_up(None)[3][-1].startswith(compiled)
     machine.cuda = ''  # a login node may have none
     assert set_up(None) == set_up('compiled') == []
     assert set_up('torchvision')[1][-1].startswith(mmcv)
