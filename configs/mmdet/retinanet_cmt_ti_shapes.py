@@ -55,7 +55,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/val.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=5, val_interval=5)  # `make demo` evaluates what this leaves
+train_cfg = dict(max_epochs=5)
 # In 500 steps a short memory of the squared gradients helps; one kernel for all parameters saves a tenth of a step.
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True))
 param_scheduler = [
