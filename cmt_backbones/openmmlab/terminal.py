@@ -26,7 +26,9 @@ OF_OTHERS = (
     # mmengine 0.10.7 asks pkg_resources for versions; the set-up holds setuptools below the one that has it no longer.
     'pkg_resources is deprecated',
     # torch 2.11 copies the trees of a program that it exports itself, and warns of the leaves' class in them.
-    '`isinstance(treespec, LeafSpec)` is deprecated')
+    '`isinstance(treespec, LeafSpec)` is deprecated',
+    # mmengine's schedules go on while gradients accumulate, and torch takes that for a mistake.
+    'Detected call of `scheduler.step()` before `optimizer.step()`')
 LOGGED_OF_OTHERS = (
     # mmengine 0.10.7 still makes the file client that it calls deprecated, in its own hooks and data sets.
     r'"(FileClient|HardDiskBackend)"')
@@ -91,6 +93,10 @@ class BriefRunner(Runner):
             model = model.to(get_device())  # the hooks belong to the parameters there
             give_gradients_the_strides_of_parameters(model)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def train(self) -> nn.Module:
+        with without_warnings_of_others():
+            return super().train()
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         try:

@@ -256,6 +256,7 @@ def test_warnings_of_others():
             warnings.warn('pkg_resources is deprecated as an API. See https://setuptools.pypa.io', stacklevel=1)
             warnings.warn('`isinstance(treespec, LeafSpec)` is deprecated, use `isinstance(treespec, TreeSpec)',
                           FutureWarning, stacklevel=1)
+            warnings.warn('Detected call of `scheduler.step()` before `optimizer.step()`. In PyTorch', stacklevel=1)
             warnings.warn('`isinstance(treespec, Leaf)` is deprecated', FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in told] == ['`isinstance(treespec, Leaf)` is deprecated']
     record = logging.LogRecord('mmengine', logging.WARNING, '', 0, '"FileClient" will be deprecated', (), None)
