@@ -40,16 +40,19 @@ def check_python(version=None):
     version = tuple(version or sys.version_info)[:2]
     low, high = SUPPORTED
     if not low <= version <= high:
-        raise SetupError(
-            'Python %d.%d is not supported: install Python %d.%d to %d.%d and call '
-            '`make PYTHON=python%d.%d`.' % (version + low + high + high))
+        raise SetupError('Python %d.%d is not supported: install Python %d.%d to %d.%d and call '
+                         '`make setup PYTHON=python%d.%d`.' % (version + low + high + high))
 
 
-def check_compiled(stack, version=None):
-    version = tuple(version or sys.version_info)[:2]
+def check_compiled(stack, venv):
+    there = venv / 'pyvenv.cfg'
+    made = there.exists() and re.search(r'version = (\d+)\.(\d+)', there.read_text())
+    version = tuple(map(int, made.groups())) if made else sys.version_info[:2]
     if stack == 'openmmlab' and version > (3, 12):
-        raise SetupError('mmcv 2.1.0 does not build on Python %d.%d (its setup.py reads its version by way of '
-                         'locals()): leave out OPERATORS=compiled, or call `make PYTHON=python3.12`.' % version)
+        raise SetupError(
+            'mmcv 2.1.0 does not build on Python %d.%d (its setup.py reads its version by way of locals()): leave out '
+            'OPERATORS=compiled, or call `rm -rf %s; make setup OPERATORS=compiled PYTHON=python3.12`.'
+            % (version + (venv.name,)))
 
 
 def check_disk(path, need_gb, usage=shutil.disk_usage):
@@ -62,14 +65,14 @@ def check_disk(path, need_gb, usage=shutil.disk_usage):
 
 
 def check_compiler(which=shutil.which, include=None):
-    if not which(os.environ.get('CXX', 'g++')):
-        raise SetupError('no C++ compiler (%s) is on the PATH to build mmcv with: install one, '
-                         'for example `apt-get install g++`.' % os.environ.get('CXX', 'g++'))
+    compiler = os.environ.get('CXX', 'g++')
+    if not which(compiler):
+        raise SetupError('no C++ compiler (%s) is on the PATH to build mmcv with: install one, for example '
+                         '`apt-get install g++`.' % compiler)
     include = Path(include or sysconfig.get_path('include'))
     if not (include / 'Python.h').exists():
-        raise SetupError('the headers of Python (%s) are missing and mmcv cannot be built: '
-                         'install them, for example `apt-get install python3-dev`.'
-                         % (include / 'Python.h'))
+        raise SetupError('the headers of Python (%s) are missing and mmcv cannot be built: install them, for '
+                         'example `apt-get install python3-dev`.' % (include / 'Python.h'))
 
 
 def run(command, log=None, progress=None, **kwargs):
@@ -80,18 +83,15 @@ def run(command, log=None, progress=None, **kwargs):
         return
     start = shown = time.time()
     with open(str(log), 'w') as out:
-        process = subprocess.Popen([str(c) for c in command], stdout=out,
-                                   stderr=subprocess.STDOUT, **kwargs)
+        process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=subprocess.STDOUT, **kwargs)
         while process.poll() is None:
             time.sleep(1)
             if time.time() - shown > 20:
                 shown = time.time()
-                print('    %3d s  %s' % (shown - start, progress(log.read_text(errors='replace'))),
-                      flush=True)
+                print('    %3d s  %s' % (shown - start, progress(log.read_text(errors='replace'))), flush=True)
     if process.returncode:
         print(log.read_text(errors='replace')[-3000:])
-        raise SetupError('`%s` failed; the whole output is in %s.'
-                         % (' '.join(map(str, command)), log))
+        raise SetupError('`%s` failed; the whole output is in %s.' % (' '.join(map(str, command)), log))
 
 
 def requirements_of(stack):
@@ -116,8 +116,8 @@ def make_venv(venv):
         try:
             import ensurepip  # noqa: F401  (Debian ships Python without it)
         except ImportError:
-            raise SetupError('this Python has no ensurepip, so it cannot make a virtual '
-                             'environment: `apt-get install python3-venv`.') from None
+            raise SetupError('this Python has no ensurepip to make an environment with: '
+                             '`apt-get install python3-venv`.') from None
         run([sys.executable, '-m', 'venv', venv])
 
 
@@ -125,23 +125,28 @@ class Target:
     """What a build of mmcv depends on, asked of an environment with torch.
 
     Attributes:
-        cuda (str): The version of CUDA where there is a GPU or FORCE_CUDA=1 (a login node of a cluster), or empty.
-        why (str): Where it is empty, the reason.
-        home (str): The CUDA toolkit of this machine, or empty.
-        name (str): Such as ``torch2.11.0+cu130-cp311-cu13.0``, or ``...-cpu``.
+        cuda (str): The version of CUDA where there is a GPU or FORCE_CUDA=1 (a login node of a cluster), or empty,
+            and `why` the reason.
+        gpus (str): Their compute capabilities, such as ``9.0``, or TORCH_CUDA_ARCH_LIST.
+        home (str): The toolkit of this CUDA on this machine, or empty.
+        name (str): All of it, such as ``torch2.11.0+cu130-cp311-cu13.0-9.0``, or ``...-cpu``.
     """
 
-    PROBE = ('import os, sys, torch; from torch.utils.cpp_extension import CUDA_HOME; '
+    PROBE = ('import sys, torch; from torch.utils.cpp_extension import CUDA_HOME; c = torch.cuda; '
              'print(torch.__version__, "cp%d%d" % sys.version_info[:2], torch.version.cuda or "", CUDA_HOME or "", '
-             'torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1", sep="\\n")')
+             '*sorted({"%d.%d" % c.get_device_capability(i) for i in range(c.device_count())}), sep="\\n")')
 
     def __init__(self, python):
-        torch, tag, cuda, self.home, gpu = subprocess.run(
-            [str(python), '-c', self.PROBE], check=True, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL).stdout.splitlines()
-        self.cuda = cuda if gpu == 'True' else ''
-        self.why = 'no GPU is there' if gpu == 'False' else 'this PyTorch has no CUDA'
-        self.name = '-'.join(['torch' + torch, tag, 'cu' + self.cuda if self.cuda else 'cpu'])
+        torch, tag, cuda, self.home, *gpus = subprocess.check_output(
+            [str(python), '-c', self.PROBE], text=True, stderr=subprocess.DEVNULL).splitlines()
+        wanted = gpus or os.environ.get('FORCE_CUDA') == '1'
+        self.cuda = cuda if wanted else ''
+        self.why = 'this PyTorch has no CUDA' if wanted else 'no GPU is there'
+        self.gpus = os.environ.get('TORCH_CUDA_ARCH_LIST', ';'.join(gpus)).replace(' ', ';')
+        if 'release %s.' % cuda.split('.')[0] not in subprocess.getoutput(self.home + '/bin/nvcc --version'):
+            self.home = ''  # another CUDA, or its libraries without the compiler
+        of = ['cu' + self.cuda, self.gpus.replace(';', '_')] if self.cuda else ['cpu']
+        self.name = '-'.join(['torch' + torch, tag, *of])
 
 
 def cuda_toolkit(python, cuda):
@@ -151,14 +156,13 @@ def cuda_toolkit(python, cuda):
     if not homes:  # before CUDA 13 every library has a folder of its own
         raise SetupError("no CUDA toolkit is here, and beside this PyTorch's libraries is no place for that of pip: "
                          'install CUDA %s and set CUDA_HOME, or leave out OPERATORS=compiled.' % cuda)
-    print('==> no CUDA toolkit is here (CUDA_HOME, nvcc): installing that of pip', flush=True)
+    print('==> no toolkit of CUDA %s is here (CUDA_HOME, nvcc): installing that of pip' % cuda, flush=True)
     run([python, '-m', 'pip', 'install', '--disable-pip-version-check', '--quiet', *[
         'nvidia-%s==%s.*' % (part, cuda) for part in ('cuda-nvcc', 'nvvm', 'cuda-crt', 'cuda-cccl')]])
-    home, = homes
-    library = home / 'lib' / 'libcudart.so'  # the name that is linked against
+    library = homes[0] / 'lib' / 'libcudart.so'  # the name that is linked against
     if not library.exists():
         library.symlink_to('libcudart.so.' + major)
-    return home
+    return homes[0]
 
 
 def mmcv_wheel(python, requirement, cache, target):
@@ -167,37 +171,37 @@ def mmcv_wheel(python, requirement, cache, target):
     folder.mkdir(parents=True, exist_ok=True)
     with open(str(folder / '.lock'), 'w') as lock:  # two clones may be set up at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wheels = list(folder.glob('*.whl'))
-        if not wheels:
+        if not list(folder.glob('*.whl')):
             check_compiler()
             check_disk(folder, DISK_GB['mmcv'])
-            env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if target.cuda else '0',
+            if target.cuda and not target.gpus:
+                raise SetupError('FORCE_CUDA=1 and no GPU: for which? TORCH_CUDA_ARCH_LIST="8.0;9.0" is A100 and H100.')
+            scratch = folder / 'build'
+            shutil.rmtree(str(scratch), ignore_errors=True)
+            scratch.mkdir()
+            env = dict(os.environ, MMCV_WITH_OPS='1', FORCE_CUDA='1' if target.cuda else '0', TMPDIR=str(scratch),
+                       MAX_JOBS=os.environ.get('MAX_JOBS', str(os.cpu_count())),
                        PATH='%s:%s' % (python.parent, os.environ['PATH']))
             if target.cuda and not target.home:
                 env['CUDA_HOME'] = str(cuda_toolkit(python, target.cuda))
             print('==> building %s for %s (once a machine; on 2 cores %s minutes)'
                   % (requirement, target.name, 'some 30' if target.cuda else '10'), flush=True)
-            scratch = folder / 'build'
-            shutil.rmtree(str(scratch), ignore_errors=True)
-            scratch.mkdir()
-            env['TMPDIR'] = str(scratch)
-            env.setdefault('MAX_JOBS', str(os.cpu_count()))
             run([python, '-m', 'pip', 'wheel', '-v', '--no-cache-dir', '--no-build-isolation', '--no-deps',
                  '--no-binary', requirement.split('=')[0], requirement, '-w', scratch],
                 log=folder / 'build.log', progress=compiled, env=env)
             for wheel in scratch.glob('*.whl'):
                 os.replace(str(wheel), str(folder / wheel.name))  # complete or absent
             shutil.rmtree(str(scratch))
-            wheels = list(folder.glob('*.whl'))
-        return wheels[0]
+        return next(folder.glob('*.whl'))
 
 
-def compiled_for(python):
-    """What the operators of the mmcv that is installed were built for, in words; it is imported."""
+def compiled_for(python, wheel):
+    """What the operators of the mmcv that was installed from a wheel were built for, in words; it is imported."""
     found = subprocess.run([str(python), '-c', 'import mmcv.ops; print(mmcv.ops.get_compiling_cuda_version())'],
                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if found.returncode:
-        raise SetupError('the mmcv that was built cannot be imported: %s' % found.stderr.strip().split('\n')[-1])
+        raise SetupError('the mmcv that was built cannot be imported (%s): remove %s and try again.'
+                         % (found.stderr.strip().split('\n')[-1], wheel.parent))
     cuda = found.stdout.split('\n')[-2]
     return 'CPUs alone' if cuda == 'not available' else 'CPUs and CUDA ' + cuda
 
@@ -221,11 +225,7 @@ def fetched(log):
 def set_up(stack, operators, venv, cache):
     """Makes the environment, or leaves it alone where nothing changed.
 
-    Args:
-        stack (str): One of STACKS.
-        operators (str | None): ``torchvision`` or ``compiled``; None keeps what is there, or torchvision.
-        venv (Path): The environment.
-        cache (Path): Folder for compiled wheels.
+    `operators` is ``torchvision`` or ``compiled``; None keeps what is there. `cache` is the folder of compiled wheels.
     """
     without, with_operators, _ = STACKS[stack]
     requirements = requirements_of(stack)
@@ -241,7 +241,7 @@ def set_up(stack, operators, venv, cache):
     mmcv, = pinned(requirements, without)
     to_build = mmcv.replace(without, with_operators)
     if operators == 'compiled':
-        check_compiled(stack)
+        check_compiled(stack, venv)
         # Told before gigabytes are fetched; whether a wheel of the cache fits is known when torch is there.
         if not list(cache.glob(to_build.replace('==', '-') + '-*/*.whl')):
             check_compiler()
@@ -251,7 +251,7 @@ def set_up(stack, operators, venv, cache):
           '    GPU or not), Triton 0.7, the rest 1.8. What pip has in its cache is not fetched again.'
           % (stack, venv), flush=True)
     make_venv(venv)
-    stamp.unlink(missing_ok=True)
+    stamp.write_text('incomplete ' + (before[1] if before[1:] else operators))  # the next call goes on with these
     log = venv / 'set_up.log'
 
     def pip(command, *arguments):
@@ -269,13 +269,13 @@ def set_up(stack, operators, venv, cache):
     run([python, '-c', 'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)', venv / 'lib'])
     if operators == 'compiled':
         target = Target(python)
-        install_mmcv(mmcv_wheel(python, to_build, cache, target))
-        said = "mmcv's own, compiled for " + compiled_for(python) + ('' if target.cuda else ' (%s)' % target.why)
+        wheel = mmcv_wheel(python, to_build, cache, target)
+        install_mmcv(wheel)
+        said = "mmcv's own, compiled for " + compiled_for(python, wheel) + ('' if target.cuda else ' (%s)' % target.why)
         words.append(target.name)
     pip('install', '--no-deps', '--no-build-isolation', '--editable', ROOT)
     stamp.write_text(' '.join(words))
-    print("==> mmcv's operators: %s" % said)
-    print('==> ready: %s' % python, flush=True)
+    print("==> mmcv's operators: %s\n==> ready: %s" % (said, python), flush=True)
 
 
 def main():

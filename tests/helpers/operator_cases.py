@@ -57,14 +57,19 @@ def suppressions() -> Iterator[Tuple[str, Callable[[], Tuple]]]:
             yield f'nms_match, {name}, {threshold}', lambda f=found, s=scores, t=threshold: tuple(
                 ops.nms_match(torch.cat([f, s[:, None]], 1), t))
         for method in ('naive', 'linear', 'gaussian'):
-            yield f'soft_nms, {name}, {method}', \
-                lambda f=found, s=scores, m=method: ops.soft_nms(f, s, .3, min_score=.05, method=m)
+            for offset in (0, 1):
+                yield f'soft_nms, {name}, {method}, offset {offset}', lambda f=found, s=scores, m=method, o=offset: \
+                    ops.soft_nms(f, s, .3, min_score=.05, method=m, offset=o)
         if len(scores):
             yield f'nms, {name}, best 5 above 0.3', lambda f=found, s=scores: ops.nms(
                 f, s, .5, score_threshold=.3, max_num=5)
             for kind in ('nms', 'soft_nms'):
-                yield f'batched {kind}, {name}', lambda f=found, s=scores, c=classes, k=kind: ops.batched_nms(
-                    f, s, c, dict(type=k, iou_threshold=.5))
+                # In one go, class by class where there are as many boxes as the number, and over all classes.
+                for split in (10000, 1):
+                    yield f'batched {kind}, {name}, {split}', lambda f=found, s=scores, c=classes, k=kind, n=split: \
+                        ops.batched_nms(f, s, c, dict(type=k, iou_threshold=.5, split_thr=n))
+                yield f'batched {kind}, {name}, class agnostic', lambda f=found, s=scores, c=classes, k=kind: \
+                    ops.batched_nms(f, s, c, dict(type=k, iou_threshold=.5), class_agnostic=True)
 
 
 def with_gradients(exact: bool) -> Iterator[Tuple[str, Callable[[], Tensor], List[Tensor]]]:
@@ -82,7 +87,8 @@ def with_gradients(exact: bool) -> Iterator[Tuple[str, Callable[[], Tensor], Lis
     rois = torch.cat([torch.arange(len(found))[:, None] % 2, found], dim=1)
     maps = normal(2, 3, 13, 13)
     for dtype in (torch.float32, torch.float16):
-        for size, ratio, aligned in ((3, 0, True), ((2, 4), 2, True), (2, 0, False), (2, 1, False)):
+        for size, ratio, aligned in ((3, 0, True), ((4, 2), 1, True), ((2, 4), 2, True), (3, 3, True),
+                                     (2, 0, False), (2, 1, False), (3, 2, False), ((2, 4), 3, False)):
             x = rounded(maps, dtype).requires_grad_()
             regions = rounded(rois, dtype)
             yield f'roi_align, {size}, {ratio}, {aligned}, {dtype}', lambda x=x, regions=regions, a=(

@@ -51,12 +51,23 @@ def test_in_float16_they_are_nearer_to_the_truth_than_compiled_ones():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_sixteen_bits_are_rounded_once(dtype):
     torch.manual_seed(0)
-    maps, rois = torch.randn(1, 3, 12, 12).to(dtype), torch.tensor([[0., 8, 8, 80, 64]]).to(dtype)
-    wide = ops.roi_align(maps.float(), rois.float(), 7, 1 / 8)
-    assert torch.equal(ops.roi_align(maps, rois, 7, 1 / 8), wide.to(dtype))
+    maps = torch.randn(1, 3, 12, 12).to(dtype)
+    regions = torch.tensor([[0., 8, 8, 80, 64], [0, 5, 3, 90, 90], [0, 40, 40, 40, 40]]).to(dtype)
     weight, offset = torch.randn(4, 3, 3, 3).to(dtype), torch.randn(1, 18, 10, 10).to(dtype)
-    wide = ops.deform_conv2d(maps.float(), offset.float(), weight.float())
-    assert torch.equal(ops.deform_conv2d(maps, offset, weight), wide.to(dtype))
+    mask, bias = torch.rand(1, 9, 10, 10).to(dtype), torch.randn(4).to(dtype)
+    for operator, rois, inputs in (
+            (lambda x, rois: ops.roi_align(x, rois, 7, 1 / 8), [regions], [maps]),
+            (lambda x, rois: ops.roi_pool(x, rois, 7, 1 / 8), [regions], [maps]),
+            (ops.deform_conv2d, [], [maps, offset, weight]),
+            (ops.modulated_deform_conv2d, [], [maps, offset, mask, weight, bias])):
+        answers = []
+        for cast in (lambda x: x.clone(), lambda x: x.float()):
+            given = [cast(x).requires_grad_() for x in inputs]
+            output = operator(*given, *map(cast, rois))
+            after = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype)
+            answers.append([output, *torch.autograd.grad(output, given, cast(after))])
+        for narrow, wide in zip(*answers):
+            assert narrow.dtype == dtype and torch.equal(narrow, wide.to(dtype)) and narrow.any()
     boxes, scores = operator_cases.boxes(np.random.RandomState(0), 50).to(dtype), torch.rand(50).to(dtype)
     assert torch.equal(ops.nms(boxes, scores, .5)[1], ops.nms(boxes.float(), scores.float(), .5)[1])
 
@@ -169,7 +180,7 @@ def test_masked_conv_computes_at_its_places():
     torch.testing.assert_close(conv(x, mask), F.conv2d(x, conv.weight, conv.bias, padding=(1, 0)) * mask[:, None])
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_deformable_attention(dtype):
     """The form for GPUs, which mmcv's layer never calls on a CPU, against the one for CPUs."""
     attention = sys.modules['mmcv.ops.multi_scale_deform_attn']
@@ -193,7 +204,7 @@ def test_deformable_attention(dtype):
 def test_what_is_not_there_names_both_ways_out():
     with pytest.raises(NotImplementedError, match=r"'box_iou_rotated'.*OPERATORS=compiled.*take a head"):
         ops.box_iou_rotated(torch.rand(2, 5), torch.rand(2, 5))
-    with pytest.raises(NotImplementedError, match="pool_mode='max'.*OPERATORS=compiled"):
+    with pytest.raises(NotImplementedError, match="pool_mode='max'.*OPERATORS=compiled.*take 'avg'"):
         ops.roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0., 0, 0, 2, 2]]), 2, 1., 0, 'max')
     with pytest.raises(ValueError, match='region whose x2'):
         ops.roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0., 2, 0, 1, 2]]), 2)
@@ -202,7 +213,7 @@ def test_what_is_not_there_names_both_ways_out():
 def test_every_operator_that_mmcv_asks_for_is_there_or_missing_by_name():
     for module in operator_cases.MODULES:
         assert module.ext_module is extension
-    assert all(callable(getattr(extension, name)) for name in extension.__all__)
+    assert all(callable(vars(extension)[name]) for name in extension.__all__)
     assert not hasattr(extension, '__path__')
 
 

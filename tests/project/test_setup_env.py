@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ Usage = namedtuple('Usage', 'total used free')
 @pytest.mark.parametrize('version', [(2, 7), (3, 9), (3, 14)])
 def test_unsupported_pythons(version):
     told = (rf'Python {version[0]}.{version[1]} is not supported: '
-            r'install Python 3.10 to 3.13 and call `make PYTHON=python3.13`')
+            r'install Python 3.10 to 3.13 and call `make setup PYTHON=python3.13`')
     with pytest.raises(setup_env.SetupError, match=told):
         setup_env.check_python(version)
 
@@ -28,11 +29,18 @@ def test_supported_pythons(version):
     setup_env.check_python(version)
 
 
-def test_mmcv_does_not_build_on_the_newest_python():
-    with pytest.raises(setup_env.SetupError, match='does not build on Python 3.13 .*leave out OPERATORS=compiled'):
-        setup_env.check_compiled('openmmlab', (3, 13))
-    setup_env.check_compiled('openmmlab', (3, 12))
-    setup_env.check_compiled('onedl', (3, 13))
+def test_mmcv_does_not_build_on_the_newest_python(tmp_path, monkeypatch):
+    told = 'does not build on Python 3.13 .*leave out OPERATORS=compiled, or call `rm -rf .venv; make setup OPERATORS'
+    venv = tmp_path / '.venv'
+    for running, there, refused in (((3, 13), None, True), ((3, 12), None, False), ((3, 12), '3.13.0', True),
+                                    ((3, 13), '3.12.1', False)):  # what is there is kept, whatever runs
+        monkeypatch.setattr(sys, 'version_info', (*running, 0))
+        if there:
+            venv.mkdir(exist_ok=True)
+            (venv / 'pyvenv.cfg').write_text(f'home = /usr/bin\nversion = {there}\n')
+        with pytest.raises(setup_env.SetupError, match=told) if refused else nullcontext():
+            setup_env.check_compiled('openmmlab', venv)
+        setup_env.check_compiled('onedl', venv)
 
 
 def test_too_little_disk(tmp_path):
@@ -71,7 +79,7 @@ def calls(monkeypatch):
     calls = []
     monkeypatch.setattr(setup_env, 'run', lambda command, **kwargs: calls.append([str(word) for word in command]))
     monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda python, requirement, *_: Path(requirement + '.whl'))
-    monkeypatch.setattr(setup_env, 'compiled_for', lambda python: 'CPUs alone')
+    monkeypatch.setattr(setup_env, 'compiled_for', lambda python, wheel: 'CPUs alone')
     monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir(exist_ok=True))
     monkeypatch.setattr(setup_env, 'check_compiler', lambda: None)
     return calls
@@ -88,7 +96,7 @@ class Machine:
 @pytest.mark.parametrize('stack, mmcv, compiled', [('openmmlab', 'mmcv-lite==', 'mmcv=='),
                                                    ('onedl', 'onedl-mmcv==', 'onedl-mmcv==')])
 def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, tmp_path, calls, monkeypatch, capsys):
-    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack: None)
+    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack, venv: None)
     machine = Machine(monkeypatch)
 
     def set_up(operators):
@@ -116,10 +124,27 @@ def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, 
     assert set_up('torchvision')[1][-1].startswith(mmcv)
 
 
+def test_a_set_up_that_breaks_off_goes_on_with_the_same_operators(tmp_path, calls, monkeypatch):
+    def ends(command, **kwargs):
+        raise setup_env.SetupError('no network')
+    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack, venv: None)
+    Machine(monkeypatch)
+    folders = tmp_path / '.venv', tmp_path / 'cache'
+    setup_env.set_up('openmmlab', 'compiled', *folders)
+    monkeypatch.setattr(setup_env, 'requirements_of', lambda stack, of=setup_env.requirements_of: of(stack)[::-1])
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(setup_env.SetupError, match='no network'):
+            patch.setattr(setup_env, 'run', ends)
+            setup_env.set_up('openmmlab', None, *folders)
+    calls.clear()
+    setup_env.set_up('openmmlab', None, *folders)
+    assert 'mmcv==2.1.0.whl' in [call[-1] for call in calls]
+
+
 def test_without_a_compiler_nothing_is_fetched_or_removed(tmp_path, calls, monkeypatch):
     def no_compiler():
         raise setup_env.SetupError('no C++ compiler')
-    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack: None)
+    monkeypatch.setattr(setup_env, 'check_compiled', lambda stack, venv: None)
     monkeypatch.setattr(setup_env, 'check_compiler', no_compiler)
     with pytest.raises(setup_env.SetupError, match='no C'):
         setup_env.set_up('openmmlab', 'compiled', tmp_path / '.venv', tmp_path / 'cache')
@@ -132,13 +157,19 @@ def python(tmp_path, monkeypatch):
     (tmp_path / 'torch/utils').mkdir(parents=True)
     (tmp_path / 'torch/utils/__init__.py').touch()
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    monkeypatch.delenv('FORCE_CUDA', raising=False)
+    for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'):
+        monkeypatch.delenv(name, raising=False)
 
-    def of(cuda, gpu, home=None):
+    def of(cuda, gpus=(), nvcc=None):
         (tmp_path / 'torch/__init__.py').write_text(
             'from types import SimpleNamespace as S\n__version__ = "9.1"\n'
-            f'version, cuda = S(cuda={cuda!r}), S(is_available=lambda: {gpu})\n')
-        (tmp_path / 'torch/utils/cpp_extension.py').write_text(f'CUDA_HOME = {home!r}\n')
+            f'cuda = S(device_count=lambda: {len(gpus)}, get_device_capability={list(gpus)}.__getitem__)\n'
+            f'version = S(cuda={cuda!r})\n')
+        (tmp_path / 'torch/utils/cpp_extension.py').write_text(f'CUDA_HOME = {nvcc and str(tmp_path / "cuda")!r}\n')
+        if nvcc:
+            (tmp_path / 'cuda/bin').mkdir(parents=True)
+            (tmp_path / 'cuda/bin/nvcc').write_text(f'#!/bin/sh\necho Cuda compilation tools, release {nvcc}, V1\n')
+            (tmp_path / 'cuda/bin/nvcc').chmod(0o755)
         return Path(sys.executable)
     return of
 
@@ -146,19 +177,39 @@ def python(tmp_path, monkeypatch):
 TAG = ''.join(platform.python_version_tuple()[:2])
 
 
-@pytest.mark.parametrize('cuda, gpu, asked, name, why', [
-    ('13.0', True, False, 'cu13.0', None), ('13.0', False, False, 'cpu', 'no GPU is there'),
-    ('13.0', False, True, 'cu13.0', None), (None, True, False, 'cpu', 'this PyTorch has no CUDA')])
-def test_cuda_is_built_where_it_is_of_use(cuda, gpu, asked, name, why, python, monkeypatch):
-    if asked:
-        monkeypatch.setenv('FORCE_CUDA', '1')
-    target = setup_env.Target(python(cuda, gpu, '/usr/local/cuda'))
+A100, H100 = (8, 0), (9, 0)
+
+
+@pytest.mark.parametrize('cuda, gpus, variables, name, why', [
+    ('13.0', [H100], {}, 'cu13.0-9.0', None), ('13.0', [H100, A100, H100], {}, 'cu13.0-8.0_9.0', None),
+    ('13.0', [], {}, 'cpu', 'no GPU is there'), (None, [H100], {}, 'cpu', 'this PyTorch has no CUDA'),
+    ('13.0', [], dict(TORCH_CUDA_ARCH_LIST='9.0'), 'cpu', 'no GPU is there'),
+    ('13.0', [], dict(FORCE_CUDA='1', TORCH_CUDA_ARCH_LIST='8.0 9.0+PTX'), 'cu13.0-8.0_9.0+PTX', None)])
+def test_cuda_is_built_where_it_is_of_use(cuda, gpus, variables, name, why, python, monkeypatch):
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    target = setup_env.Target(python(cuda, gpus))
     assert target.name == f'torch9.1-cp{TAG}-{name}' and target.cuda == (cuda if name != 'cpu' else '')
-    assert target.home == '/usr/local/cuda' and why in (None, target.why)
+    assert target.home == '' and why in (None, target.why)
+
+
+@pytest.mark.parametrize('nvcc, fits', [('13.1', True), ('12.4', False), (None, False)])
+def test_a_toolkit_of_another_cuda_is_none(nvcc, fits, python, tmp_path):
+    assert setup_env.Target(python('13.0', [H100], nvcc)).home == (str(tmp_path / 'cuda') if fits else '')
+    (tmp_path / 'cuda/bin/nvcc').unlink(missing_ok=True)
+    assert setup_env.Target(sys.executable).home == ''
+
+
+def test_cuda_without_a_gpu_asks_for_which(python, tmp_path, monkeypatch):
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    monkeypatch.setattr(setup_env, 'check_compiler', lambda: None)
+    python = python('13.0')
+    with pytest.raises(setup_env.SetupError, match='for which. TORCH_CUDA_ARCH_LIST="8.0;9.0" is A100 and H100'):
+        setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path / 'cache', setup_env.Target(python))
 
 
 def test_a_wheel_for_another_torch_is_never_used(tmp_path, python):
-    python = python(None, False)
+    python = python(None)
     fits = tmp_path / f'mmcv-9.9-torch9.1-cp{TAG}-cpu' / 'mmcv-9.9.whl'
     for wheel in (tmp_path / f'mmcv-9.9-torch0.1-cp{TAG}-cpu' / 'mmcv-9.9.whl', fits):
         wheel.parent.mkdir()
@@ -166,12 +217,12 @@ def test_a_wheel_for_another_torch_is_never_used(tmp_path, python):
     assert setup_env.mmcv_wheel(python, 'mmcv==9.9', tmp_path, setup_env.Target(python)) == fits
 
 
-@pytest.mark.parametrize('home', [None, '/opt/cuda'])
-def test_a_gpu_without_a_toolkit_gets_that_of_pip(home, tmp_path, python, monkeypatch):
+@pytest.mark.parametrize('nvcc', [None, '13.0'])
+def test_a_gpu_without_a_toolkit_gets_that_of_pip(nvcc, tmp_path, python, monkeypatch):
     venv = tmp_path / 'venv'
     libraries = venv / 'lib/python3.11/site-packages/nvidia/cu13'
     (libraries / 'lib').mkdir(parents=True)
-    target = setup_env.Target(python('13.0', True, home))
+    target = setup_env.Target(python('13.0', [H100], nvcc))
     calls, built = [], {}
 
     def run(command, log=None, progress=None, env=None):
@@ -184,7 +235,7 @@ def test_a_gpu_without_a_toolkit_gets_that_of_pip(home, tmp_path, python, monkey
     wheel = setup_env.mmcv_wheel(venv / 'bin/python', 'mmcv==9.9', tmp_path / 'cache', target)
     assert wheel.exists() and built['FORCE_CUDA'] == '1'
     fetched = [word for call in calls for word in call if word.startswith('nvidia')]
-    if home:
+    if nvcc:
         assert not fetched and built.get('CUDA_HOME') != str(libraries)
     else:
         assert 'nvidia-cuda-nvcc==13.0.*' in fetched and built['CUDA_HOME'] == str(libraries)
@@ -203,10 +254,10 @@ def test_what_was_built_is_asked_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     for answer, words in (("'not available'", 'CPUs alone'), ("'13.0'", 'CPUs and CUDA 13.0')):
         (tmp_path / 'mmcv/ops.py').write_text(f'get_compiling_cuda_version = lambda: {answer}\n')
-        assert setup_env.compiled_for(sys.executable) == words
+        assert setup_env.compiled_for(sys.executable, tmp_path / 'mmcv.whl') == words
     (tmp_path / 'mmcv/ops.py').write_text('raise ImportError("undefined symbol: x")\n')
-    with pytest.raises(setup_env.SetupError, match='cannot be imported: ImportError: undefined symbol: x'):
-        setup_env.compiled_for(sys.executable)
+    with pytest.raises(setup_env.SetupError, match=f'ImportError: undefined symbol: x.: remove {tmp_path} and try'):
+        setup_env.compiled_for(sys.executable, tmp_path / 'mmcv.whl')
 
 
 @pytest.mark.parametrize('stack', setup_env.STACKS)

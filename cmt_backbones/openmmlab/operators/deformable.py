@@ -1,7 +1,8 @@
 """Deformable convolution (Dai et al. 2017, Zhu et al. 2019) by torchvision's kernels, and multi-scale
 deformable attention (Zhu et al. 2021) by mmcv's own PyTorch form.
 
-16-bit numbers are computed in float32: torchvision has no bfloat16 kernels, and its float16 ones sum in float16.
+Convolutions of 16-bit numbers are computed in float32: torchvision has no bfloat16 kernels, and its float16 ones sum
+in float16. Attention is computed in the type of its inputs.
 """
 from typing import Tuple
 

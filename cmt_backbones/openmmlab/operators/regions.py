@@ -21,8 +21,8 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
         ValueError: For a region of negative size on a CPU, as mmcv's.
     """
     if pool_mode == 0:
-        raise NotImplementedError("RoIAlign(pool_mode='max') needs compiled mmcv (`make setup "
-                                  "OPERATORS=compiled`); torchvision has 'avg' alone")
+        raise NotImplementedError("RoIAlign(pool_mode='max') is compiled code, which torchvision does not have: build "
+                                  "mmcv (`make setup OPERATORS=compiled`, or mmcv in place of mmcv-lite), or take 'avg'")
     if aligned and rois.device.type == 'cpu' and (rois[:, 3:] < rois[:, 1:3]).any():
         raise ValueError('RoIAlign got a region whose x2 or y2 lies before its x1 or y1')
     if input.dtype in _TO_32_BIT:
@@ -87,4 +87,8 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
     images, channels = rois[:, 0].long(), torch.arange(grad_input.shape[1], device=rois.device)
     maps = images[:, None] * grad_input.shape[1] + channels  # (R, C)
     places = maps[:, :, None, None] * grad_input[0, 0].numel() + argmax.clamp(min=0)
-    grad_input.view(-1).index_add_(0, places.flatten(), grad_output.masked_fill(argmax < 0, 0).flatten())
+    grad_output = grad_output.masked_fill(argmax < 0, 0).flatten()
+    if grad_output.dtype in _TO_32_BIT:
+        grad_output = grad_output.float()
+    summed = grad_output.new_zeros(grad_input.numel()).index_add_(0, places.flatten(), grad_output)
+    grad_input.copy_(summed.view_as(grad_input))
