@@ -74,14 +74,15 @@ def draw_video(source: str, out: Path, draw: Callable[[np.ndarray], Image.Image]
 
 def opened(source: Union[int, str]) -> cv2.VideoCapture:
     """Of a webcam, such that no frames wait that are older than the last; without OpenCV's lines if there is none."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_level = getattr(cv2, 'setLogLevel', None) or cv2.utils.logging.setLogLevel  # OpenCV 4, and 5
+    level = set_level(0)
     try:
         capture = cv2.VideoCapture(source)
         if isinstance(source, int):
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         return capture
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        set_level(level)
 
 
 def read(capture: cv2.VideoCapture, frames: Optional[int]) -> Iterator[np.ndarray]:
