@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
@@ -55,7 +54,7 @@ def models(paths):
     """The configs (lists of paths) by the model that they build; small models first."""
     found = defaultdict(list)
     for path in paths:
-        cfg = Config.fromfile(path)
+        cfg = openmmlab.config_from_file(path)
         for key in ('init_cfg', 'drop_path_rate', 'frozen_stages'):
             cfg.model.backbone.pop(key, None)
         found[repr(cfg.model)].append(path)
@@ -65,7 +64,7 @@ def models(paths):
 
 def compare(path):
     """What a config answers to one drawn image, its weights drawn, by both; largest difference."""
-    cfg = Config.fromfile(path)
+    cfg = openmmlab.config_from_file(path)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
     if 'rpn_head' in cfg.model:

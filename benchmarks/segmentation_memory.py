@@ -3,12 +3,13 @@ import resource
 import sys
 
 import torch
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
+from cmt_backbones.openmmlab import config_from_file
+
 config, height, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-cfg = Config.fromfile(config)
+cfg = config_from_file(config)
 init_default_scope('mmseg')
 cfg.model.test_cfg = dict(mode='whole')
 model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()

@@ -9,12 +9,12 @@ import resource
 import time
 
 import torch
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import cmt_backbones  # noqa: F401  (registers the backbones)
+from cmt_backbones.openmmlab import config_from_file
 
 
 def detection_batch(images, height, width):
@@ -40,7 +40,7 @@ parser.add_argument('config')
 parser.add_argument('--images', type=int, default=1)
 parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='800 1344 or 512 512 by default')
 args = parser.parse_args()
-cfg = Config.fromfile(args.config)
+cfg = config_from_file(args.config)
 init_default_scope(cfg.default_scope)
 detector = cfg.default_scope == 'mmdet'
 shape = args.shape or ((800, 1344) if detector else (512, 512))

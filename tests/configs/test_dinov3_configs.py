@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -14,6 +13,7 @@ from test_mmdet_configs import batch
 import golden_numbers
 import layouts
 from cmt_backbones import ConvNeXt
+from cmt_backbones.openmmlab import config_from_file
 from tool import ROOT
 
 SIZES = dict(t='tiny', s='small', b='base', l='large')
@@ -55,7 +55,7 @@ def test_text(path):
     ('mmdet/retinanet_dinov3_convnext_t_1x', 'mmdet/retinanet_convnext_t_1x'),
     ('mmseg/upernet_dinov3_convnext_t_160k_ade20k', 'mmseg/upernet_convnext_t_160k_ade20k')])
 def test_a_recipe_differs_in_its_weights_alone(name, base):
-    cfg, other = (Config.fromfile(ROOT / f'configs/{path}.py').to_dict() for path in (name, base))
+    cfg, other = (config_from_file(ROOT / f'configs/{path}.py').to_dict() for path in (name, base))
     name = 'hf-hub:timm/convnext_tiny.dinov3_lvd1689m'
     assert cfg['model']['backbone'].pop('init_cfg') == dict(type='Pretrained', checkpoint=name)
     assert other['model']['backbone'].pop('init_cfg')['checkpoint'] != cfg.pop('checkpoint')
@@ -64,7 +64,7 @@ def test_a_recipe_differs_in_its_weights_alone(name, base):
 
 
 def test_the_recipe_of_the_linear_layer():
-    cfg = Config.fromfile(ROOT / 'configs/mmseg/linear_dinov3_convnext_t_40k_ade20k.py')
+    cfg = config_from_file(ROOT / 'configs/mmseg/linear_dinov3_convnext_t_40k_ade20k.py')
     assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(
         type='AdamW', lr=1e-3, betas=(.9, .999), weight_decay=1e-3))
     assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval, cfg.train_dataloader.batch_size) == (40000, 5000, 2)
@@ -100,7 +100,7 @@ def error(backbone, golden):
     ('mmseg/upernet_dinov3_convnext_t_160k_ade20k', layouts.timm_dinov3_convnext),
     ('mmseg/linear_dinov3_convnext_t_40k_ade20k', layouts.timm_dinov3_convnext)])
 def test_golden_numbers_within_a_recipe(path, layout, golden, tmp_path):
-    cfg = Config.fromfile(ROOT / f'configs/{path}.py')
+    cfg = config_from_file(ROOT / f'configs/{path}.py')
     torch.save(layout(golden[1]), tmp_path / 'dinov3.pth')
     cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'dinov3.pth')
     init_default_scope(cfg.default_scope)
@@ -118,7 +118,7 @@ def test_golden_numbers_within_a_recipe(path, layout, golden, tmp_path):
 def test_a_frozen_backbone_costs_the_forward_alone(golden, tmp_path):
     """Nothing of it is kept for a backward pass, no rate is wasted on it, and a step leaves it as it was."""
     torch.manual_seed(0)
-    cfg = Config.fromfile(ROOT / 'configs/mmdet/retinanet_dinov3_convnext_t_frozen.py')
+    cfg = config_from_file(ROOT / 'configs/mmdet/retinanet_dinov3_convnext_t_frozen.py')
     cfg.model.backbone.init_cfg = None
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model)

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
@@ -19,6 +18,7 @@ from PIL import Image
 import cmt_backbones
 import tool
 from cmt_backbones.data import shapes as drawn_scenes
+from cmt_backbones.openmmlab import config_from_file
 
 FOLDER = tool.ROOT / 'configs' / 'mmseg'
 DEMO = 'upernet_cmt_ti_shapes'
@@ -47,7 +47,7 @@ ADE20K = [f'upernet_convnext_{key}' for key in CONVNEXT] + [f'upernet_cmt_{key}'
 
 @functools.cache
 def parse(name):
-    return Config.fromfile(FOLDER / f'{name}.py')
+    return config_from_file(FOLDER / f'{name}.py')
 
 
 def load(name):

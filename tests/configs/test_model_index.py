@@ -3,11 +3,11 @@ import ast
 from collections import Counter
 
 import pytest
-from mmengine.config import Config
 from mmengine.fileio import load
 
 import cmt_backbones  # noqa: F401  (registers the backbones)
 from cmt_backbones.analysis.flops import count, model_without_memory
+from cmt_backbones.openmmlab import config_from_file
 from tool import ROOT
 
 FILES = [load(ROOT / name) for name in load(ROOT / 'model-index.yml')['Import']]
@@ -60,7 +60,7 @@ def test_metrics_are_marked_as_those_of_others(entry):
     ('retinanet_dinov3_convnext_t_frozen', (800, 1280)), ('linear_dinov3_convnext_t_40k_ade20k', (512, 2048))])
 def test_numbers_are_those_of_the_config(name, shape):
     entry, = (entry for entry in ENTRIES if entry['Name'] == name)
-    cfg, data = Config.fromfile(ROOT / entry['Config']), entry['Metadata']
+    cfg, data = config_from_file(ROOT / entry['Config']), entry['Metadata']
     assert data['Batch Size'] == 8 * cfg.train_dataloader.batch_size
     assert data.get('Epochs') == cfg.train_cfg.get('max_epochs')
     assert data.get('Iterations') == cfg.train_cfg.get('max_iters')

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def model():
     """RetinaNet with the whole CMT-Ti."""
-    cfg = small_runs.Config.fromfile(ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py').model
+    cfg = small_runs.config_from_file(ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py').model
     with DefaultScope.overwrite_default_scope('mmdet'):
         return MODELS.build(cfg)
 
@@ -178,7 +178,7 @@ def test_predicting_on_images_of_extreme_sizes(size, model, tmp_path):
     """At COCO's test scale."""
     path = tmp_path / 'image.png'
     Image.new('RGB', size, (90, 120, 30)).save(path)
-    cfg = small_runs.Config.fromfile(ROOT / 'configs/mmdet/retinanet_cmt_ti_1x.py')
+    cfg = small_runs.config_from_file(ROOT / 'configs/mmdet/retinanet_cmt_ti_1x.py')
     with DefaultScope.overwrite_default_scope('mmdet'):
         pipeline = [step for step in cfg.test_pipeline if step.type != 'LoadAnnotations']
         if size == (1, 1):

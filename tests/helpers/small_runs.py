@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine.runner import Runner
 
 from cmt_backbones.data.shapes import make_shapes
+from cmt_backbones.openmmlab import config_from_file
 
 ROOT = Path(__file__).parents[2]
 ARCH = dict(stem_channels=4, embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), mlp_ratio=2,
@@ -38,7 +38,7 @@ class ScaledCPUAmpOptimWrapper(AmpOptimWrapper):
 
 @functools.lru_cache
 def read(config):
-    return Config.fromfile(ROOT / 'configs' / config)
+    return config_from_file(ROOT / 'configs' / config)
 
 
 def base(config, scenes, work_dir):

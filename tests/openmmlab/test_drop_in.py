@@ -24,6 +24,7 @@ import operator_cases
 import small_runs
 import tool
 from cmt_backbones.data import shapes as drawn_scenes
+from cmt_backbones.openmmlab import config_from_file
 
 PAGE = (tool.ROOT / 'docs' / 'in_your_project.md').read_text()
 # What the page swaps in, each named as in its heading.
@@ -39,7 +40,7 @@ def config(name: str, backbone: str, tmp_path: Path) -> Config:
         for stage in range(4):
             text = re.sub(rf'\b{46 * 2**stage}\b', str(96 * 2**stage), text)
     (tmp_path / 'config.py').write_text(text)
-    cfg = Config.fromfile(tmp_path / 'config.py')
+    cfg = config_from_file(tmp_path / 'config.py')
     assert cfg.model.backbone.type == backbone and cfg.model.backbone.arch == 'tiny'
     del cfg.model.backbone['init_cfg']
     return cfg
@@ -105,7 +106,7 @@ def segmentation_batch():
 def checkpoint(path: Path, name: str, meta: dict) -> list[str]:
     """The config of ours and a checkpoint of it with random weights."""
     file = tool.ROOT / 'configs' / f'{name}.py'
-    cfg = Config.fromfile(file)
+    cfg = config_from_file(file)
     from mmengine.registry import MODELS
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         torch.manual_seed(0)

@@ -26,6 +26,7 @@ import small_runs
 from cmt_backbones.openmmlab import (
     BriefRunner,
     CPUDistributedDataParallel,
+    config_from_file,
     ended_in_order,
     load_from_disk,
     prepare_cpu_processes,
@@ -81,7 +82,7 @@ def build(name):
     torch.manual_seed(0)
     norm = dict(type='GN', num_groups=4)
     if name == 'detector':
-        model = Config.fromfile(ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py').model
+        model = config_from_file(ROOT / 'configs/mmdet/retinanet_cmt_ti_shapes.py').model
         head = dict(type='FCOSHead', num_classes=5, in_channels=16, feat_channels=16, stacked_convs=1,
                     strides=[8, 16, 32], regress_ranges=((-1, 32), (32, 64), (64, 1e8)), norm_cfg=norm)
         model.update(type='FCOS', train_cfg=None)
@@ -89,7 +90,7 @@ def build(name):
         model.neck.update(in_channels=[16, 24, 32], out_channels=16, num_outs=3, norm_cfg=norm)
         registry = DETECTORS
     else:
-        model = Config.fromfile(ROOT / 'configs/mmseg/upernet_cmt_ti_shapes.py').model
+        model = config_from_file(ROOT / 'configs/mmseg/upernet_cmt_ti_shapes.py').model
         model.data_preprocessor.size = (64, 96)
         model.decode_head.update(in_channels=[8, 16, 24, 32], channels=16, pool_scales=(1, 2), norm_cfg=norm,
                                  dropout_ratio=0)

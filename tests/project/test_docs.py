@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.utils import ManagerMixin
 
 import tool
+from cmt_backbones.openmmlab import config_from_file
 
 PAGES = [tool.ROOT / 'README.md', *sorted((tool.ROOT / 'docs').glob('*.md'))]
 RUN_WHOLE = ('own_dataset.md', 'position_bias.md')  # their commands are run as they stand
@@ -67,7 +68,7 @@ def module(script: str) -> ModuleType:
 
 @functools.cache
 def config(path: str) -> Config:
-    return Config.fromfile(tool.ROOT / path)
+    return config_from_file(tool.ROOT / path)
 
 
 class Parsed(Exception):

@@ -21,8 +21,9 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
         ValueError: For a region of negative size on a CPU, as mmcv's.
     """
     if pool_mode == 0:
-        raise NotImplementedError("RoIAlign(pool_mode='max') is compiled code, which torchvision does not have: take 'avg'"
-                                  ", or build mmcv (`make setup OPERATORS=compiled`, or mmcv in place of mmcv-lite)")
+        raise NotImplementedError(
+            "RoIAlign(pool_mode='max') is compiled code, which torchvision does not have: take 'avg', or build mmcv "
+            '(`make setup OPERATORS=compiled`, or mmcv in place of mmcv-lite)')
     if aligned and rois.device.type == 'cpu' and (rois[:, 3:] < rois[:, 1:3]).any():
         raise ValueError('RoIAlign got a region whose x2 or y2 lies before its x1 or y1')
     if input.dtype in _TO_32_BIT:
