@@ -266,7 +266,8 @@ def set_up(stack, operators, venv, cache):
         install_mmcv(mmcv)
     pip('install', '--no-compile', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
     # By all cores. In containers where Python may not write bytecode, commands would take twice as long to start.
-    run([python, '-c', 'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)', venv / 'lib'])
+    run([python, '-Wignore', '-c', 'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)',
+         venv / 'lib'])
     if operators == 'compiled':
         target = Target(python)
         wheel = mmcv_wheel(python, to_build, cache, target)
@@ -283,8 +284,7 @@ def main():
     parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab',
                         help="OpenMMLab's packages or the onedl forks of them (default: %(default)s)")
     parser.add_argument('--operators', choices=['torchvision', 'compiled'],
-                        help="torchvision's, without a compiler, or mmcv's own, built here (default: those that "
-                             "the environment has, torchvision's in a new one)")
+                        help="torchvision's, or mmcv's own, built here (default: what is there, or torchvision's)")
     parser.add_argument('--venv', type=Path, help='default: .venv, or .venv-onedl')
     args = parser.parse_args()
     venv = args.venv or ROOT / STACKS[args.stack][2]
