@@ -68,11 +68,11 @@ def test_autocast(kind):
 @pytest.mark.parametrize('modes', [(True, False), (False, True)], ids=['training first', 'inference first'])
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_compiler_may_look_at_it(kind, modes):
-    if modes == (False, True) and sys.version_info[:3] == (3, 13, 0):
-        pytest.skip('on Python 3.13.0 PyTorch goes on with the graph of inference (docs/inference.md)')
     x, backbone = torch.rand(1, 3, 64, 96), build(kind)
     for training in modes:
         backbone.train(training)
+        if sys.version_info[:3] == (3, 13, 0):
+            torch._dynamo.reset()  # PyTorch would go on with the graph of the other mode there (docs/inference.md)
         for out, expected in zip(torch.compile(backbone, backend='eager', dynamic=True)(x), backbone(x)):
             assert torch.allclose(out, expected, rtol=1e-4, atol=1e-5)
 
