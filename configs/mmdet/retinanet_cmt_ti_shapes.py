@@ -1,7 +1,8 @@
 """RetinaNet with CMT-Ti from scratch on the scenes of tools/make_shapes.py: the demo.
 
-Measured: box mAP 0.518, AP50 0.874, by `make demo`, in 17 minutes of processor time on two cores without AVX-512
-(0.543 and 0.893 by one process with 8 images a step, on 900 scenes). By hand:
+Measured: box mAP 0.517, AP50 0.876, by `make demo` in 4 min 21 s of two cores (benchmarks/set_up.md); 0.518 and 0.874
+on a processor without AVX-512, in 17 minutes of one; 0.543 and 0.893 by one process with 8 images a step, on 900
+scenes. By hand:
 
     python tools/make_shapes.py work_dirs/demo/shapes --images 800 --val 100 --seed 0 --size 128x96
     tools/dist_train.sh configs/mmdet/retinanet_cmt_ti_shapes.py 2
