@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 
 import pytest
@@ -21,6 +22,15 @@ torch.manual_seed(0)
 # Runs end within this process, and the garbage collector their loaders: it cannot reach the workers, and would
 # wait 5 seconds for each before it ends them.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = .2
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A run that ends with an error keeps its handlers until the next signal, which is another test's."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

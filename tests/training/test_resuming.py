@@ -204,7 +204,6 @@ def test_random_streams_are_functions_of_where_a_run_is():
 
 
 def test_ctrl_c_and_resume_tells_the_right_batches(scenes, tmp_path):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # that of a run before may have ended with an error
     with pytest.raises(SystemExit) as stopped:
         train(detector(scenes, tmp_path, 2),
               At('before_train_iter', 2, lambda runner: os.kill(os.getpid(), signal.SIGINT)))
