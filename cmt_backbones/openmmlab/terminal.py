@@ -38,9 +38,7 @@ IN_THE_LOG_ALONE = re.compile(
     r'(layer|stage)_wise decay|Checkpoints will be saved|The prefix is not set|'
     rf'Please make sure that the mlflow server|{LOGGED_OF_OTHERS}|Loads checkpoint by|Load checkpoint from|'
     r'Evaluating (bbox|segm)\.\.\.')
-# Of pycocotools, and of mmengine where it has no logger yet.
-STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|'
-                  r'Loads checkpoint by|$')
+STEP = re.compile(r'loading ann|Loading and|Done|DONE|creating index|index created|Running per|Evaluate ann|Accumul|$')
 RESULT = re.compile(r'(Epoch|Iter)\((val|test)\)(?!.* eta: )')
 
 
@@ -132,7 +130,7 @@ def shells_unheard() -> Iterator[None]:
 
 @contextmanager
 def prints_in_the_log() -> Iterator[None]:
-    """What is printed meanwhile goes into the log, and but for :data:`STEP` to the terminal."""
+    """What is printed goes into the log, and but for pycocotools' steps and what is IN_THE_LOG_ALONE to the terminal."""
     printed = StringIO()
     try:
         with redirect_stdout(printed):
@@ -140,7 +138,7 @@ def prints_in_the_log() -> Iterator[None]:
     finally:
         logger, lines = MMLogger.get_current_instance(), printed.getvalue().strip().splitlines()
         for steps in (True, False):
-            found = [line for line in lines if (STEP.match(line) is not None) == steps]
+            found = [line for line in lines if bool(STEP.match(line) or IN_THE_LOG_ALONE.match(line)) == steps]
             if found:
                 logger.info('\n' + '\n'.join(found), extra=dict(log_alone=steps))
 

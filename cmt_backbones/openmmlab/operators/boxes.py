@@ -5,6 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmt_backbones.openmmlab.operators.casting import at_least_float32
+
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices (K,) of the boxes (N, 4) that are kept, best first.
@@ -12,7 +14,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Args:
         offset: 1 where a box from 3 to 5 is 3 pixels wide, 0 where it is 2.
     """
-    boxes, scores = _at_least_float32(boxes), _at_least_float32(scores)
+    boxes, scores = at_least_float32(boxes), at_least_float32(scores)
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
     # In mmcv's order, which is not torchvision's where scores are equal.
@@ -20,10 +22,6 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     # mmcv compares in float32; torchvision in float64, where 3 / 10 is above a threshold of 0.3.
     kept = torch.ops.torchvision.nms(boxes[order], scores[order].to(boxes.dtype), float(np.float32(iou_threshold)))
     return order[kept]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float,

@@ -9,7 +9,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-_TO_32_BIT = (torch.float16, torch.bfloat16)
+from cmt_backbones.openmmlab.operators.casting import at_least_float32
 
 
 def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor,
@@ -81,14 +81,14 @@ def _neither(input: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def _forward(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, options: Tuple) -> Tensor:
-    tensors = [x.float() if x.dtype in _TO_32_BIT else x for x in (input, weight, offset, mask, bias)]
+    tensors = map(at_least_float32, (input, weight, offset, mask, bias))
     return torch.ops.torchvision.deform_conv2d(*tensors, *options)
 
 
 def _backward(grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor,
               options: Tuple) -> Tuple[Tensor, ...]:
     """Gradients of input, weight, offset, mask and bias."""
-    tensors = [x.float() if x.dtype in _TO_32_BIT else x for x in (grad_output, input, weight, offset, mask, bias)]
+    tensors = map(at_least_float32, (grad_output, input, weight, offset, mask, bias))
     return torch.ops.torchvision._deform_conv2d_backward(*tensors, *options)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmt_backbones.openmmlab.operators.casting import at_least_float32
+
 _AT_ONCE = 2**22  # logits; bounds what is computed on the way
 
 
@@ -42,7 +44,7 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, g
 def _in_parts(input: Tensor, target: Tensor, output: Tensor) -> Iterator[Tuple[Tensor, Tensor, Tensor]]:
     rows = max(_AT_ONCE // max(input.shape[1], 1), 1)
     for logits, classes, written in zip(input.split(rows), target.split(rows), output.split(rows)):
-        yield (logits if logits.dtype == torch.float64 else logits.float()), classes[:, None], written
+        yield at_least_float32(logits), classes[:, None], written
 
 
 def _of_the_class(logits: Tensor, classes: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +88,7 @@ def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, b
 def _of_the_label(input: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
     label = target.clamp(min=0)
     p = input.gather(1, label[:, None])[:, 0]
-    return (p if p.dtype == torch.float64 else p.float()), label
+    return at_least_float32(p), label
 
 
 def _of_labels(values: Tensor, target: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-_TO_32_BIT = (torch.float16, torch.bfloat16)
+from cmt_backbones.openmmlab.operators.casting import at_least_float32
 
 
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor,
@@ -26,19 +26,17 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
             '(`make setup OPERATORS=compiled`, or mmcv in place of mmcv-lite)')
     if aligned and rois.device.type == 'cpu' and (rois[:, 3:] < rois[:, 1:3]).any():
         raise ValueError('RoIAlign got a region whose x2 or y2 lies before its x1 or y1')
-    if input.dtype in _TO_32_BIT:
-        input, rois = input.float(), rois.float()
     output.copy_(torch.ops.torchvision.roi_align(
-        input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned))
+        at_least_float32(input), at_least_float32(rois), spatial_scale, aligned_height, aligned_width, sampling_ratio,
+        aligned))
 
 
 def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor,
                        aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
                        pool_mode: int, aligned: bool) -> None:
-    if grad_output.dtype in _TO_32_BIT:
-        grad_output, rois = grad_output.float(), rois.float()
     grad_input.copy_(torch.ops.torchvision._roi_align_backward(
-        grad_output, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned))
+        at_least_float32(grad_output), at_least_float32(rois), spatial_scale, aligned_height, aligned_width,
+        *grad_input.shape, sampling_ratio, aligned))
 
 
 def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int,
@@ -50,8 +48,7 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
     """
     output.zero_()
     argmax.fill_(-1)
-    if rois.dtype in _TO_32_BIT:
-        rois = rois.float()
+    rois = at_least_float32(rois)
     height, width = input.shape[2:]
     top, bottom = _bins(rois[:, 2], rois[:, 4], spatial_scale, pooled_height, height)
     left, right = _bins(rois[:, 1], rois[:, 3], spatial_scale, pooled_width, width)
@@ -88,8 +85,6 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
     images, channels = rois[:, 0].long(), torch.arange(grad_input.shape[1], device=rois.device)
     maps = images[:, None] * grad_input.shape[1] + channels  # (R, C)
     places = maps[:, :, None, None] * grad_input[0, 0].numel() + argmax.clamp(min=0)
-    grad_output = grad_output.masked_fill(argmax < 0, 0).flatten()
-    if grad_output.dtype in _TO_32_BIT:
-        grad_output = grad_output.float()
+    grad_output = at_least_float32(grad_output.masked_fill(argmax < 0, 0).flatten())
     summed = grad_output.new_zeros(grad_input.numel()).index_add_(0, places.flatten(), grad_output)
     grad_input.copy_(summed.view_as(grad_input))
