@@ -130,7 +130,7 @@ def shells_unheard() -> Iterator[None]:
 
 @contextmanager
 def prints_in_the_log() -> Iterator[None]:
-    """What is printed goes into the log, and but for pycocotools' steps and what is IN_THE_LOG_ALONE to the terminal."""
+    """What is printed goes into the log, and but for steps of pycocotools and IN_THE_LOG_ALONE to the terminal."""
     printed = StringIO()
     try:
         with redirect_stdout(printed):
