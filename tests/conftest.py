@@ -5,6 +5,7 @@ import socket
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.utils import ManagerMixin
 
 from browser import chromium
 from cmt_backbones import openmmlab  # noqa: F401  without which an mmcv-lite has no mmcv.ops to import
@@ -31,6 +32,19 @@ def same_signals():
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def same_instances():
+    """Loggers and scopes of a test's runs stay in the process, and the next test would write to their files."""
+    kept, kinds = {}, [ManagerMixin]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        kept[kind] = kind._instance_dict.copy()
+    yield
+    for kind, instances in kept.items():
+        kind._instance_dict.clear()
+        kind._instance_dict.update(instances)
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 What it shows is computed in :mod:`.explorer`. Nothing is asked of another host: no fonts, scripts, counts or newer
 versions.
 """
+import contextlib
+import logging
 import os
 from html import escape
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..openmmlab.matching import ModelError
 from .explorer import Explorer, Photo, read_photo
@@ -187,6 +189,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
     return f'<table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
+@contextlib.contextmanager
+def logs_kept_open() -> Iterator[None]:
+    """The server configures logging as it starts, which closes every log of the process, a training's among them."""
+    others = logging._handlerList[:]
+    logging._handlerList.clear()
+    try:
+        yield
+    finally:
+        logging._handlerList[:0] = others
+
+
 def launch(page: Any, host: str = '127.0.0.1', port: Optional[int] = None) -> str:
     """Serves a page of :func:`build` from threads of this process; returns its address.
 
@@ -202,10 +215,11 @@ def launch(page: Any, host: str = '127.0.0.1', port: Optional[int] = None) -> st
     for name in ('no_proxy', 'NO_PROXY'):
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), '127.0.0.1,localhost']))
     try:
-        page.launch(server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
-                    inbrowser=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
-                    run_history=False, footer_links=[], show_error=True, max_file_size=LIMIT, css=CSS,
-                    theme=gr.themes.Default())
+        with logs_kept_open():
+            page.launch(server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
+                        inbrowser=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+                        run_history=False, footer_links=[], show_error=True, max_file_size=LIMIT, css=CSS,
+                        theme=gr.themes.Default())
     except OSError as error:
         raise DrawingError(f'cannot serve on {host}, port {port or "7860 and after"}: {error}. Give another --port'
                            ) from None

@@ -7,14 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch.distributed.run
 from mmengine.config import Config
-from mmengine.utils import ManagerMixin
 
 import tool
 from cmt_backbones.openmmlab import config_from_file
@@ -250,10 +248,6 @@ def checkout(tmp_path, monkeypatch):
     for name in ('tools', 'configs'):
         (tmp_path / name).symlink_to(tool.ROOT / name)
     monkeypatch.chdir(tmp_path)
-    kinds = [ManagerMixin]
-    for kind in kinds:  # loggers and visualizers are kept by their process, with the folder of an earlier run
-        kinds += kind.__subclasses__()
-        monkeypatch.setattr(kind, '_instance_dict', OrderedDict())
     return tmp_path
 
 

@@ -13,13 +13,14 @@ from urllib.request import urlopen
 import cv2
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from PIL import Image
 
 import small_detectors
 import small_models
 import tool
 from browser import page
-from cmt_backbones import load_model
+from cmt_backbones import CMT, load_model
 from cmt_backbones.data import shapes as drawn_scenes
 from cmt_backbones.visualization import attention_maps, web_demo
 from cmt_backbones.visualization.explorer import Explorer, read_photo
@@ -125,6 +126,20 @@ def test_a_photo_a_slider_a_point_and_another_model(browser, served, models, pho
         hook.remove()
     assert requests and all(url.startswith((served, 'data:', 'blob:')) for url in requests)
     assert asked and {*asked} <= {'127.0.0.1', 'localhost', None}
+
+
+def test_the_log_of_a_training_in_this_process_goes_on(models, tmp_path):
+    training = MMLogger.get_instance('of_a_training', log_file=str(tmp_path / 'training.log'))
+    training.info('before')
+    blocks = web_demo.build(models)
+    try:
+        web_demo.launch(blocks)
+    finally:
+        blocks.close()
+    training.info('after')
+    CMT('tiny').init_weights()  # which mmengine tells in the log
+    logged = (tmp_path / 'training.log').read_text()
+    assert logged.index('before') < logged.index('after') < logged.index('stem.layers.0.weight')
 
 
 def test_files_that_are_no_photos(browser, served, photo, tmp_path):
