@@ -17,6 +17,7 @@ from cmt_backbones.openmmlab.operators import extension
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'operators.npz'
 Answers = Dict[str, np.ndarray]
+Cases = Iterator[Tuple[str, Callable[[], Tensor], List[Tensor]]]  # name, call, and what to differentiate by
 MODULES = [module for name, module in sys.modules.items()
            if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module')]
 
@@ -72,8 +73,8 @@ def suppressions() -> Iterator[Tuple[str, Callable[[], Tuple]]]:
                     ops.batched_nms(f, s, c, dict(type=k, iou_threshold=.5), class_agnostic=True)
 
 
-def with_gradients(exact: bool) -> Iterator[Tuple[str, Callable[[], Tensor], List[Tensor]]]:
-    """Name, call, and what to differentiate by; `exact` computes in float64 whatever the inputs were rounded to."""
+def with_gradients(exact: bool) -> Cases:
+    """`exact` computes in float64 whatever the inputs were rounded to."""
     draw = np.random.RandomState(1)
 
     def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,28 +134,33 @@ def loss_of(output: Tensor) -> Tensor:
 
 def answers(exact: bool = False) -> Answers:
     """What the operators at hand answer to every case: outputs, then gradients of a fixed random sum of them."""
+    found = {f'{name}: {i}': tensor.numpy() for name, call in suppressions() for i, tensor in enumerate(call())}
+    return {**found, **answers_with_gradients(with_gradients(exact))}
+
+
+def answers_with_gradients(cases: Cases) -> Answers:
     found = {}
-    for name, call in suppressions():
-        for i, tensor in enumerate(call()):
-            found[f'{name}: {i}'] = tensor.numpy()
-    for name, call, inputs in with_gradients(exact):
+    for name, call, inputs in cases:
         output = call()
         found[f'{name}: output'] = output.detach().numpy()
-        for i, grad in enumerate(torch.autograd.grad(loss_of(output), inputs)):
+        for i, grad in enumerate(torch.autograd.grad(loss_of(output), inputs) if inputs else []):
             found[f'{name}: gradient {i}'] = grad.numpy()
     return found
 
 
-def load() -> Answers:
-    with np.load(GOLDEN) as packed:
+def load(path: Path = GOLDEN) -> Answers:
+    with np.load(path) as packed:
         ends = np.cumsum([int(np.prod(eval(shape))) for shape in packed['shapes']])
         parts = np.split(packed['values'], ends[:-1])
         return {str(name): part.reshape(eval(shape))
                 for name, shape, part in zip(packed['names'], packed['shapes'], parts)}
 
 
+def save(path: Path, found: Answers) -> None:
+    np.savez_compressed(path, names=list(found), shapes=[str(x.shape) for x in found.values()],
+                        values=np.concatenate([x.ravel() for x in found.values()]).astype(np.float32))
+
+
 if __name__ == '__main__':
     assert 'none' not in ops.get_compiler_version(), "this mmcv's operators are not compiled"
-    found = answers()
-    np.savez_compressed(GOLDEN, names=list(found), shapes=[str(x.shape) for x in found.values()],
-                        values=np.concatenate([x.ravel() for x in found.values()]).astype(np.float32))
+    save(GOLDEN, answers())
