@@ -1,7 +1,9 @@
 import os
+import random
 import signal
 import socket
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -18,11 +20,18 @@ settings.load_profile('suite')
 THREADS = max(1, os.cpu_count() // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)))
 os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))
 torch.set_num_threads(THREADS)
-torch.manual_seed(0)
 
 # Runs end within this process, and the garbage collector their loaders: it cannot reach the workers, and would
 # wait 5 seconds for each before it ends them.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = .2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """What a test and its fixtures draw does not depend on the tests that this process ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
