@@ -55,10 +55,15 @@ shapes: setup
 large-shapes: setup
 	$(PY) tools/make_shapes.py $(DEMO)/large_shapes --images 800 --val 100 --seed 0 --size 160x128
 
+# Eight images a step: of two processes, by CPUs or GPUs, or of one on a lone GPU.
+PROCESSES = $$($(PY) -c 'import torch; print(1 if torch.cuda.device_count() == 1 else 2)')
+TRAIN_DEMO = n=$(PROCESSES); PYTHON=$(PY) tools/dist_train.sh $(1) $$n --work-dir $(2) \
+	--cfg-options train_dataloader.batch_size=$$((8 / n))
+
 demo: shapes
 	rm -rf $(DEMO)/retinanet_cmt_ti
-	PYTHON=$(PY) tools/dist_train.sh $(DET) 2 --work-dir $(DEMO)/retinanet_cmt_ti
-	$(PY) tools/test.py $(DET) $$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint) \
+	$(call TRAIN_DEMO,$(DET),$(DEMO)/retinanet_cmt_ti)
+	$(PY) tools/test.py $(DET) "$$(cat $(DEMO)/retinanet_cmt_ti/last_checkpoint)" \
 		--work-dir $(DEMO)/retinanet_cmt_ti/test --out $(DEMO)/detections.pkl
 	@$(MAKE) --no-print-directory -j 2 demo-sheet demo-curves demo-report
 	@sed -n 's/.*"coco\/bbox_mAP": \([0-9.]*\).*/==> RetinaNet with CMT-Ti, from scratch on 800 drawn scenes: box mAP \1 on 100 others/p' \
@@ -81,8 +86,8 @@ demo-report:
 
 demo-seg: large-shapes
 	rm -rf $(DEMO)/upernet_cmt_ti
-	PYTHON=$(PY) tools/dist_train.sh $(SEG) 2 --work-dir $(DEMO)/upernet_cmt_ti
-	PYTHON=$(PY) tools/dist_test.sh $(SEG) $$(cat $(DEMO)/upernet_cmt_ti/last_checkpoint) 2 \
+	$(call TRAIN_DEMO,$(SEG),$(DEMO)/upernet_cmt_ti)
+	$(PY) tools/test.py $(SEG) "$$(cat $(DEMO)/upernet_cmt_ti/last_checkpoint)" \
 		--work-dir $(DEMO)/upernet_cmt_ti/test --out $(DEMO)/label_maps
 	$(PY) tools/draw_segmentation.py $(SEG) $(DEMO)/label_maps --out $(DEMO)/segmentation
 	$(PY) tools/plot_training.py $(DEMO)/upernet_cmt_ti --out $(DEMO)/segmentation_curves.png

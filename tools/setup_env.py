@@ -20,78 +20,24 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-import time
 from pathlib import Path
 
+from setup_checks import (
+    SetupError,
+    asked,
+    check_cache,
+    check_compiled,
+    check_compiler,
+    check_disk,
+    check_python,
+    run,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORTED = ((3, 10), (3, 13))
 # The distributions that provide the module mmcv without operators and with them, and the folder of the
 # environment. onedl-mmcv's sdist is built without where it sees no torch, as in pip's own isolated build.
 STACKS = {'openmmlab': ('mmcv-lite', 'mmcv', '.venv'), 'onedl': ('onedl-mmcv', 'onedl-mmcv', '.venv-onedl')}
 DISK_GB = {'environment': 8, 'mmcv': 2}  # measured: 6.5 GB and 1 GB, with room to spare
-
-
-class SetupError(Exception):
-    """What is missing on this machine and what to do about it, in one line."""
-
-
-def check_python(version=None):
-    version = tuple(version or sys.version_info)[:2]
-    low, high = SUPPORTED
-    if not low <= version <= high:
-        raise SetupError('Python %d.%d is not supported: install Python %d.%d to %d.%d and call '
-                         '`make setup PYTHON=python%d.%d`.' % (version + low + high + high))
-
-
-def check_compiled(stack, venv):
-    there = venv / 'pyvenv.cfg'
-    made = there.exists() and re.search(r'version = (\d+)\.(\d+)', there.read_text())
-    version = tuple(map(int, made.groups())) if made else sys.version_info[:2]
-    if stack == 'openmmlab' and version > (3, 12):
-        raise SetupError(
-            'mmcv 2.1.0 does not build on Python %d.%d (its setup.py reads its version by way of locals()): leave out '
-            'OPERATORS=compiled, or call `rm -rf %s; make setup OPERATORS=compiled PYTHON=python3.12`.'
-            % (version + (venv.name,)))
-
-
-def check_disk(path, need_gb, usage=shutil.disk_usage):
-    while not path.exists():
-        path = path.parent
-    free_gb = usage(str(path)).free / 1e9
-    if free_gb < need_gb:
-        raise SetupError('%.1f GB are free at %s and %d GB are needed: free %.1f GB there.'
-                         % (free_gb, path, need_gb, need_gb - free_gb))
-
-
-def check_compiler(which=shutil.which, include=None):
-    compiler = os.environ.get('CXX', 'g++')
-    if not which(compiler):
-        raise SetupError('no C++ compiler (%s) is on the PATH to build mmcv with: install one, for example '
-                         '`apt-get install g++`.' % compiler)
-    include = Path(include or sysconfig.get_path('include'))
-    if not (include / 'Python.h').exists():
-        raise SetupError('the headers of Python (%s) are missing and mmcv cannot be built: install them, for '
-                         'example `apt-get install python3-dev`.' % (include / 'Python.h'))
-
-
-def run(command, log=None, progress=None, **kwargs):
-    """Runs a command. With a log, its output goes there and `progress(text)` is shown instead."""
-    if log is None:
-        if subprocess.run([str(c) for c in command], **kwargs).returncode:
-            raise SetupError('`%s` failed; what it printed is above.' % ' '.join(map(str, command)))
-        return
-    start = shown = time.time()
-    with open(str(log), 'w') as out:
-        process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=subprocess.STDOUT, **kwargs)
-        while process.poll() is None:
-            time.sleep(1)
-            if time.time() - shown > 20:
-                shown = time.time()
-                print('    %3d s  %s' % (shown - start, progress(log.read_text(errors='replace'))), flush=True)
-    if process.returncode:
-        print(log.read_text(errors='replace')[-3000:])
-        raise SetupError('`%s` failed; the whole output is in %s.' % (' '.join(map(str, command)), log))
 
 
 def requirements_of(stack):
@@ -112,13 +58,13 @@ def pinned(requirements, *names):
 
 
 def make_venv(venv):
-    if not (venv / 'bin' / 'python').exists():
+    if not (venv / 'bin' / 'python').exists():  # nor where the Python that it was made with is gone
         try:
             import ensurepip  # noqa: F401  (Debian ships Python without it)
         except ImportError:
             raise SetupError('this Python has no ensurepip to make an environment with: '
                              '`apt-get install python3-venv`.') from None
-        run([sys.executable, '-m', 'venv', venv])
+        run([sys.executable, '-m', 'venv', *['--clear'] * (venv / 'pyvenv.cfg').exists(), venv])
 
 
 class Target:
@@ -147,6 +93,21 @@ class Target:
             self.home = ''  # another CUDA, or its libraries without the compiler
         of = ['cu' + self.cuda, self.gpus.replace(';', '_')] if self.cuda else ['cpu']
         self.name = '-'.join(['torch' + torch, tag, *of])
+
+    def served_by(self, name):
+        """Whether operators that were built for the target of this name run on all GPUs of this one.
+
+        Raises:
+            SetupError: They are for other GPUs. Machines that share a folder would build them in turns.
+        """
+        built = re.findall(r'\d+\.\d', name.split('-')[-1])
+        missing = [gpu for gpu in re.findall(r'\d+\.\d', self.gpus if self.cuda else '')
+                   if not any(gpu[:-1] == of[:-1] and gpu >= of for of in built)]  # 8.6 runs what is for 8.0
+        if built and missing and 'TORCH_CUDA_ARCH_LIST' not in os.environ:
+            raise SetupError("mmcv's operators are for other GPUs than those of this machine (%s): "
+                             '`TORCH_CUDA_ARCH_LIST="%s" make setup` builds them for all.'
+                             % (', '.join(missing), ';'.join(built + missing)))
+        return not self.cuda or built and not missing
 
 
 def cuda_toolkit(python, cuda):
@@ -197,12 +158,9 @@ def mmcv_wheel(python, requirement, cache, target):
 
 def compiled_for(python, wheel):
     """What the operators of the mmcv that was installed from a wheel were built for, in words; it is imported."""
-    found = subprocess.run([str(python), '-c', 'import mmcv.ops; print(mmcv.ops.get_compiling_cuda_version())'],
-                           text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if found.returncode:
-        raise SetupError('the mmcv that was built cannot be imported (%s): remove %s and try again.'
-                         % (found.stderr.strip().split('\n')[-1], wheel.parent))
-    cuda = found.stdout.split('\n')[-2]
+    printed = asked(python, 'import mmcv.ops; print(mmcv.ops.get_compiling_cuda_version())',
+                    'the mmcv that was built cannot be imported (%%s): remove %s and try again.' % wheel.parent)
+    cuda = printed.split('\n')[-2]
     return 'CPUs alone' if cuda == 'not available' else 'CPUs and CUDA ' + cuda
 
 
@@ -230,22 +188,24 @@ def set_up(stack, operators, venv, cache):
     without, with_operators, _ = STACKS[stack]
     requirements = requirements_of(stack)
     files = requirements + [ROOT / 'setup.py', Path(__file__)]
-    fingerprint = hashlib.sha256(b''.join(f.read_bytes() for f in files)).hexdigest()
+    # With the path, which a copy of a clone and its environment has of another: it would import that one's package.
+    fingerprint = hashlib.sha256(str(ROOT).encode() + b''.join(f.read_bytes() for f in files)).hexdigest()
     stamp = venv / 'set_up_from'
     before = stamp.read_text().split() if stamp.exists() else []
     operators = operators or (before[1] if before[1:] else 'torchvision')
     python = venv / 'bin' / 'python'
-    # Operators that were built without CUDA are built again where there is a GPU by now.
-    if before[:2] == [fingerprint, operators] and not (before[-1].endswith('-cpu') and Target(python).cuda):
+    if before[:2] == [fingerprint, operators] and python.exists() and (
+            operators == 'torchvision' or Target(python).served_by(before[-1])):
         return
     mmcv, = pinned(requirements, without)
     to_build = mmcv.replace(without, with_operators)
     if operators == 'compiled':
         check_compiled(stack, venv)
+        check_cache(cache)
         # Told before gigabytes are fetched; whether a wheel of the cache fits is known when torch is there.
         if not list(cache.glob(to_build.replace('==', '-') + '-*/*.whl')):
             check_compiler()
-    check_disk(venv, DISK_GB['environment'] if not before else 1)
+    check_disk(venv, 1 if before and python.exists() else DISK_GB['environment'])
     print('==> installing the %s stack into %s\n'
           "    6.5 GB on disk: PyTorch 1.2, its CUDA libraries 2.8 (the registry's PyTorch does not import without,\n"
           '    GPU or not), Triton 0.7, the rest 1.8. What pip has in its cache is not fetched again.'
@@ -265,6 +225,8 @@ def set_up(stack, operators, venv, cache):
     if operators == 'torchvision':
         install_mmcv(mmcv)
     pip('install', '--no-compile', '--progress-bar=off', *[line for line in all_of(requirements) if line != mmcv])
+    asked(python, 'import cv2', 'OpenCV cannot be imported (%s): install the libraries of the system that it takes, '
+          'for example `apt-get install libgl1 libglib2.0-0`, and call `make setup` again.')
     # By all cores. In containers where Python may not write bytecode, commands would take twice as long to start.
     run([python, '-Wignore', '-c', 'import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)',
          venv / 'lib'])
@@ -288,11 +250,11 @@ def main():
     parser.add_argument('--venv', type=Path, help='default: .venv, or .venv-onedl')
     args = parser.parse_args()
     venv = args.venv or ROOT / STACKS[args.stack][2]
-    cache = Path(os.environ.get('CMT_BACKBONES_CACHE') or Path.home() / '.cache' / 'cmt_backbones')
+    cache = Path(os.environ.get('CMT_BACKBONES_CACHE') or os.path.expanduser('~/.cache/cmt_backbones'))
     try:
         check_python()
         set_up(args.stack, args.operators, venv.absolute(), cache)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         sys.exit('set-up: %s' % error)
 
 

@@ -187,6 +187,9 @@ def test_what_is_not_there_names_both_ways_out():
         ops.box_iou_rotated(torch.rand(2, 5), torch.rand(2, 5))
     with pytest.raises(NotImplementedError, match="pool_mode='max'.*take 'avg'.*OPERATORS=compiled"):
         ops.roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0., 0, 0, 2, 2]]), 2, 1., 0, 'max')
+    for number in (float('nan'), float('inf')):
+        with pytest.raises(ValueError, match='region with NaN or infinity'):
+            ops.roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0., 0, 0, number, 2]]), 2)
     with pytest.raises(ValueError, match='region whose x2'):
         ops.roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0., 2, 0, 1, 2]]), 2)
 

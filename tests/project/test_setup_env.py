@@ -1,6 +1,7 @@
 """What set-up says on a machine that lacks something, and which mmcv wheel it takes."""
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -63,6 +64,7 @@ def test_errors_are_one_line(tmp_path):
     """As a command, on a machine whose disk is full (a limit that no machine meets)."""
     script = tmp_path / 'tools' / 'setup_env.py'
     script.parent.mkdir()
+    shutil.copy(ROOT / 'tools/setup_checks.py', script.parent)
     text = (ROOT / 'tools/setup_env.py').read_text()
     script.write_text(text.replace("'environment': 8", "'environment': 10**9"))
     for name in ('requirements.txt', 'requirements/openmmlab.txt', 'setup.py'):
@@ -80,16 +82,21 @@ def calls(monkeypatch):
     monkeypatch.setattr(setup_env, 'run', lambda command, **kwargs: calls.append([str(word) for word in command]))
     monkeypatch.setattr(setup_env, 'mmcv_wheel', lambda python, requirement, *_: Path(requirement + '.whl'))
     monkeypatch.setattr(setup_env, 'compiled_for', lambda python, wheel: 'CPUs alone')
-    monkeypatch.setattr(setup_env, 'make_venv', lambda venv: venv.mkdir(exist_ok=True))
+    monkeypatch.setattr(setup_env, 'asked', lambda python, code, problem: '')
+
+    def make_venv(venv):
+        (venv / 'bin').mkdir(parents=True, exist_ok=True)
+        (venv / 'bin/python').touch()
+    monkeypatch.setattr(setup_env, 'make_venv', make_venv)
     monkeypatch.setattr(setup_env, 'check_compiler', lambda: None)
     return calls
 
 
-class Machine:
+class Machine(setup_env.Target):
     """Stands for `setup_env.Target` of a machine that may get a GPU."""
 
     def __init__(self, monkeypatch):
-        self.cuda, self.why, self.name = '', 'no GPU is there', 'torch9-cp311-cpu'
+        self.cuda, self.gpus, self.why, self.name = '', '', 'no GPU is there', 'torch9-cp311-cpu'
         monkeypatch.setattr(setup_env, 'Target', lambda python: self)
 
 
@@ -117,10 +124,20 @@ def test_operators_are_made_as_asked_and_then_left_alone(stack, mmcv, compiled, 
     assert 'mmcv' in removed and alone[-1].startswith(compiled) and of_mmcv()[0] == []
     assert "==> mmcv's operators: mmcv's own, compiled for CPUs alone (no GPU is there)\n" in capsys.readouterr().out
     assert set_up(None) == set_up('compiled') == []
-    machine.cuda, machine.name = '13.0', 'torch9-cp311-cu13.0'
+    machine.cuda, machine.gpus, machine.name = '13.0', '9.0', 'torch9-cp311-cu13.0-9.0'
     assert set_up(None)[3][-1].startswith(compiled)
-    machine.cuda = ''  # a login node may have none
+    assert set_up(None) == []
+    machine.cuda, machine.gpus = '', ''  # a login node may have none
     assert set_up(None) == set_up('compiled') == []
+    machine.cuda, machine.gpus = '13.0', '8.6'  # another node, of the same folder
+    monkeypatch.delenv('TORCH_CUDA_ARCH_LIST', raising=False)
+    told = r'for other GPUs .*\(8.6\): `TORCH_CUDA_ARCH_LIST="9.0;8.6" make setup` builds them for all'
+    with pytest.raises(setup_env.SetupError, match=told):
+        set_up(None)
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '9.0;8.6')
+    assert set_up(None)[3][-1].startswith(compiled)
+    (tmp_path / '.venv/bin/python').unlink()  # the Python that it was made with is gone
+    assert set_up(None)
     assert set_up('torchvision')[1][-1].startswith(mmcv)
 
 

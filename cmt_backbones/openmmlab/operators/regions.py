@@ -18,12 +18,14 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
 
     Raises:
         NotImplementedError: For `pool_mode='max'`.
-        ValueError: For a region of negative size on a CPU, as mmcv's.
+        ValueError: For a region of negative size, or one that is not finite, on a CPU.
     """
     if pool_mode == 0:
         raise NotImplementedError(
             "RoIAlign(pool_mode='max') is compiled code, which torchvision does not have: take 'avg', or build mmcv "
             '(`make setup OPERATORS=compiled`, or mmcv in place of mmcv-lite)')
+    if rois.device.type == 'cpu' and not rois.isfinite().all():  # which torchvision's kernel takes for places
+        raise ValueError('RoIAlign got a region with NaN or infinity')
     if aligned and rois.device.type == 'cpu' and (rois[:, 3:] < rois[:, 1:3]).any():
         raise ValueError('RoIAlign got a region whose x2 or y2 lies before its x1 or y1')
     output.copy_(torch.ops.torchvision.roi_align(
