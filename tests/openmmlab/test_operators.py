@@ -161,6 +161,36 @@ def test_softmax_focal_loss(gamma, weighted):
     torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-10)
 
 
+def test_roi_pool_takes_the_maximum_of_each_bin():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 2, 9, 11, requires_grad=True)
+    rois = torch.tensor([[0, 3., 5, 60, 50], [1, 0, 0, 87, 71], [0, -40, 30, 20, 200], [1, 8, 8, 8, 8],
+                         [0, 300, 300, 400, 400], [1, 40, 40, 20, 20]])
+    expected = torch.zeros(len(rois), 2, 3, 2)
+    for n, (image, *corners) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = corners[0] / 8, corners[1] / 8, (corners[2] + 1) / 8, (corners[3] + 1) / 8
+        for i in range(3 if x2 > x1 and y2 > y1 else 0):
+            rows = slice(*(min(max(edge, 0), 9) for edge in (
+                int(np.floor(y1 + i * (y2 - y1) / 3)), int(np.ceil(y1 + (i + 1) * (y2 - y1) / 3)))))
+            for j in range(2):
+                columns = slice(*(min(max(edge, 0), 11) for edge in (
+                    int(np.floor(x1 + j * (x2 - x1) / 2)), int(np.ceil(x1 + (j + 1) * (x2 - x1) / 2)))))
+                inside = maps[int(image), :, rows, columns].flatten(1)
+                expected[n, :, i, j] = inside.max(1).values if inside.numel() else 0
+    pooled = ops.roi_pool(maps, rois, (3, 2), 1 / 8)
+    assert torch.equal(pooled, expected) and pooled.any()
+    grads = [torch.autograd.grad(operator_cases.loss_of(x), maps)[0] for x in (pooled, expected)]
+    torch.testing.assert_close(*grads)
+    assert ops.roi_pool(maps, rois[:0], 3).shape == (0, 2, 3, 3)
+
+
+def test_masked_conv_computes_at_its_places():
+    torch.manual_seed(0)
+    conv = ops.MaskedConv2d(3, 5, (3, 1), padding=(1, 0))
+    x, mask = torch.randn(1, 3, 6, 7), torch.rand(1, 6, 7) > .6
+    torch.testing.assert_close(conv(x, mask), F.conv2d(x, conv.weight, conv.bias, padding=(1, 0)) * mask[:, None])
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_deformable_attention(dtype):
     """The form for GPUs, which mmcv's layer never calls on a CPU, against the one for CPUs."""
